@@ -1,0 +1,1 @@
+"""A local Flask server that answers a cluster state with decisions. Never calls Slurm, keeps no state."""

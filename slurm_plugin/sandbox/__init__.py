@@ -1,0 +1,1 @@
+"""A real throw-away Slurm cluster with fake GPUs, for demo, tests and benchmarks."""

@@ -1,0 +1,74 @@
+"""The command ``tapfinger``. Subcommands live in their own rooms and are imported only when called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tapfinger_hpc import __version__
+from tapfinger_hpc.errors import TapfingerError
+
+COMMANDS = {
+    "agent": "slurm_plugin.cli:agent",
+    "bench": "slurm_plugin.bench:bench",
+    "demo": "slurm_plugin.demo.cli:demo",
+    "explain": "slurm_plugin.cli:explain",
+    "janitor": "slurm_plugin.cli:janitor",
+    "sandbox": "slurm_plugin.sandbox.cli:sandbox",
+    "serve": "policy_server.cli:serve",
+    "status": "slurm_plugin.cli:status",
+    "trace": "trace_tools.cli:trace",
+    "train": "tapfinger_hpc.training.cli:train",
+}
+"""Where each subcommand is. Strings, so that nothing is imported before it is called."""
+
+SUMMARIES = {
+    "agent": "Watch the queue and place managed jobs.",
+    "bench": "Measure the live system.",
+    "demo": "Run the same jobs on stock Slurm and with TapFinger.",
+    "explain": "Say what was decided for a job, and why.",
+    "janitor": "Free jobs that a dead agent left pinned (one shot).",
+    "sandbox": "A real throw-away Slurm cluster with fake GPUs.",
+    "serve": "Run the policy server.",
+    "status": "What agent and server are doing now.",
+    "trace": "Make and check workload traces.",
+    "train": "Train a policy.",
+}
+"""One line each for ``tapfinger --help``, kept here because reading them there would import everything."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand when it is called."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in sorted(COMMANDS)])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tapfinger")
+def tapfinger() -> None:
+    """TapFinger-HPC: learned placement and resource amounts for machine-learning jobs on Slurm."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: prints our own errors in one line and exits with 1; click's usage errors exit with 2."""
+    try:
+        tapfinger.main(args=arguments, prog_name="tapfinger")
+    except TapfingerError as error:
+        click.echo(f"tapfinger: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

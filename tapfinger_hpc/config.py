@@ -1,0 +1,144 @@
+"""The one configuration: read once from TOML, typed, passed down. No other module reads the environment.
+
+Every default stands here beside its unit. Unknown keys and wrong values are refused with the key's name.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tapfinger_hpc.errors import ConfigError, UnitError
+from tapfinger_hpc.units import Mark, parse_mark
+
+Mode = Literal["observe", "advise", "enforce"]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the policy server listens, and with what it answers."""
+
+    socket: str = "/run/tapfinger/server.sock"
+    """Unix socket; "" where only TCP is wanted."""
+    tcp: str = ""
+    """host:port on loopback, only with token_file; "" is off."""
+    token_file: str = ""
+    """File with the bearer token for TCP, readable by its owner only."""
+    policy: str = "tapfinger"
+    fallback: str = "price"
+    """Policy that answers where the checkpoint cannot be loaded."""
+    checkpoint: str = ""
+    """Folder of a checkpoint; "" is the one that ships with the package."""
+    timeout_s: Seconds = 2.0
+    """How long the agent waits for a decision."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the agent watches the queue and what it may do."""
+
+    mode: Mode = "observe"
+    """observe: decide and log; advise: also tell the user; enforce: change jobs."""
+    interval_s: Seconds = 1.0
+    """Longest time between two looks at the queue."""
+    lease_s: Annotated[int, Meta(ge=5, le=86400)] = 60
+    """How long Slurm waits before it starts a managed job by itself, unless the job says ``lease=``."""
+    max_hold_s: Annotated[int, Meta(ge=1)] = 14400
+    """A job that waited this long is given to Slurm as it is."""
+    journal: str = "/var/lib/tapfinger/journal.sqlite"
+    disable_file: str = "/run/tapfinger/disabled"
+    """While this file exists nothing is changed."""
+    hook_file: str = "/run/tapfinger/hook"
+    """The agent's sign of life for the submit hook: it leases jobs only while this is fresh."""
+    wake_socket: str = "/run/tapfinger/wake.sock"
+    """Datagrams here ("look now") shorten the wait; sent by the hook and by jobcomp/script where configured."""
+    classes_file: str = ""
+    """JSON list of job classes with their speed; "" starts with none."""
+
+
+class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Makes every batch job of a partition managed, with these ranges unless the job declares its own."""
+
+    gpus: str = ""
+    cpus: str = ""
+    mem: str = ""
+    """Ranges in the words of the job comment: ``1-4``, ``4G-32G``; "" keeps what the job asks for."""
+
+
+class SlurmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How Slurm is reached."""
+
+    conf: str = ""
+    """slurm.conf for the commands (SLURM_CONF); "" leaves it to them."""
+    bin_dir: str = ""
+    """Folder of scontrol and squeue; "" takes PATH."""
+    timeout_s: Seconds = 10.0
+    """Longest time that one Slurm command may take."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that a site can set."""
+
+    server: ServerConfig = ServerConfig()
+    agent: AgentConfig = AgentConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    partitions: dict[str, PartitionConfig] = {}
+
+
+DEFAULT_PATH = Path("/etc/tapfinger/tapfinger.toml")
+
+
+def load(path: Path | None) -> Config:
+    """The configuration in this file; without a path that of /etc/tapfinger, or the defaults where there is none.
+
+    Raises:
+        ConfigError: names the file and the key that cannot be used, and the nearest known one.
+    """
+    if path is None:
+        if not DEFAULT_PATH.exists():
+            return Config()
+        path = DEFAULT_PATH
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {str(path)!r} is not TOML: {error}") from error
+    try:
+        config = msgspec.convert(content, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"configuration {str(path)!r}: {error}{_nearest(str(error))}") from error
+    for name, partition in config.partitions.items():
+        _check_ranges(path, name, partition)
+    return config
+
+
+def partition_mark(partition: PartitionConfig) -> Mark:
+    """The ranges that a partition's configuration gives its jobs, as if they were declared in the comment."""
+    words = ["tapfinger"]
+    words += [f"{key}={value}" for key in ("gpus", "cpus", "mem") if (value := getattr(partition, key))]
+    mark = parse_mark(" ".join(words))
+    assert mark is not None
+    return mark
+
+
+def _check_ranges(path: Path, name: str, partition: PartitionConfig) -> None:
+    try:
+        partition_mark(partition)
+    except UnitError as error:
+        raise ConfigError(f"configuration {str(path)!r}: partitions.{name}: {error}") from error
+
+
+def _nearest(message: str) -> str:
+    """The nearest known key, where the message is about an unknown one."""
+    if "unknown field" not in message:
+        return ""
+    unknown = message.split("`")[1] if "`" in message else ""
+    known = [field.name for kind in (Config, *_SECTIONS) for field in msgspec.structs.fields(kind)]
+    near = difflib.get_close_matches(unknown, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(set(known)))}"
+
+
+_SECTIONS = (ServerConfig, AgentConfig, SlurmConfig, PartitionConfig)

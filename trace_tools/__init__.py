@@ -1,0 +1,1 @@
+"""Workloads from elsewhere into training traces. Needs neither torch nor Flask."""
