@@ -1,0 +1,45 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both make and reuse one virtual environment in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Tests that run at once; each worker has a throw-away Slurm cluster of its own.
+JOBS   ?= 2
+
+.PHONY: help demo test lint fast live bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or newer is needed, found $$($(PYTHON) --version); say make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,traces,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the same jobs on stock Slurm and with TapFinger, on a real throw-away cluster
+	$(BIN)/tapfinger demo --install
+
+test: lint fast live  ## everything that CI runs
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fast: $(STAMP)  ## tests without Slurm, under a minute
+	$(BIN)/pytest -q -n $(JOBS) -m 'not slurm'
+
+live: $(STAMP)  ## tests on a real slurmctld (skipped where Slurm cannot be installed)
+	@$(BIN)/tapfinger sandbox install || echo "Slurm cannot be installed here: the tests that need it are skipped"
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile -m slurm
+
+bench: $(STAMP)  ## the figures of docs/benchmarks.md, some ten minutes
+	$(BIN)/tapfinger bench live --json bench.json
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
