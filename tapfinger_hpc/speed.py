@@ -83,14 +83,15 @@ class JobClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def prior(requested: "Resources", time_limit_s: int | None) -> SpeedModel:
     """What to believe of a job of unknown class: a third of its time limit on what it asks for, sub-linear gains.
 
-    Exponents 0.7 (GPUs) and 0.15 (CPUs) are in the middle of the measured curves of Pollux (OSDI'21, six models; batch
-    size kept) and of TapFinger's test-bed table; the wide deviation says how little this is worth.
+    The GPU exponent 0.6 is the median over Pollux's six models on one node with 1 to 4 GPUs and the global batch kept
+    (0.80, 0.71, 0.62, 0.56, 0.16, -0.24; OSDI'21 artifact), the CPU exponent 0.3 that over the three tasks of
+    TapFinger's test-bed table (0.40, 0.34, 0.09); the wide deviation says how little this is worth for one job.
     """
     at_request = (time_limit_s or 3600) / 3
     cpus = _powers_of_two(max(1, requested.cpus))
     gpus = _powers_of_two(max(1, requested.gpus)) if requested.gpus else (0,)
     seconds = tuple(
-        at_request * (max(1, requested.cpus) / cpu) ** 0.15 * ((max(1, requested.gpus) / gpu) ** 0.7 if gpu else 1.0)
+        at_request * (max(1, requested.cpus) / cpu) ** 0.3 * ((max(1, requested.gpus) / gpu) ** 0.6 if gpu else 1.0)
         for cpu in cpus
         for gpu in gpus
     )
