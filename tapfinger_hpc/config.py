@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from tapfinger_hpc.errors import ConfigError, UnitError
-from tapfinger_hpc.units import Mark, parse_mark
+from tapfinger_hpc.units import Mark, mark_of
 
 Mode = Literal["observe", "advise", "enforce"]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -117,11 +117,7 @@ def load(path: Path | None) -> Config:
 
 def partition_mark(partition: PartitionConfig) -> Mark:
     """The ranges that a partition's configuration gives its jobs, as if they were declared in the comment."""
-    words = ["tapfinger"]
-    words += [f"{key}={value}" for key in ("gpus", "cpus", "mem") if (value := getattr(partition, key))]
-    mark = parse_mark(" ".join(words))
-    assert mark is not None
-    return mark
+    return mark_of({key: value for key in ("gpus", "cpus", "mem") if (value := getattr(partition, key))})
 
 
 def _check_ranges(path: Path, name: str, partition: PartitionConfig) -> None:

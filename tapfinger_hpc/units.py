@@ -117,10 +117,11 @@ def parse_mark(comment: str | None) -> Mark | None:
         if key in parts:
             raise UnitError(f"comment part {word!r}: {key} is given twice")
         parts[key] = value
-    return _mark_of(parts)
+    return mark_of(parts)
 
 
-def _mark_of(parts: Mapping[str, str]) -> Mark:
+def mark_of(parts: Mapping[str, str]) -> Mark:
+    """The mark of parts that are already apart. Raises UnitError as ``parse_mark`` does."""
     unknown = sorted(set(parts) - {"gpus", "cpus", "mem", "class", "lease"})
     if unknown:
         raise UnitError(f"comment key {unknown[0]!r}: expected gpus, cpus, mem, class or lease")
