@@ -55,19 +55,20 @@ def reachable(state: ClusterState, job: PendingJob) -> list[tuple[Partition, Nod
     return [
         (partition, nodes[name])
         for partition in state.partitions
-        if partition.name in job.partitions and _time_fits(job, partition)
+        if partition.name in job.partitions and open_to(job, partition)
         for name in sorted(partition.nodes)
         if could_fit_node(job, nodes[name], least)
     ]
 
 
-def _type_fits(job: PendingJob, node: Node) -> bool:
-    return not job.gpu_type or job.gpu_type == node.gpu_type
-
-
-def _time_fits(job: PendingJob, partition: Partition) -> bool:
+def open_to(job: PendingJob, partition: Partition) -> bool:
+    """Whether the partition is up and lets the job run as long as it asks."""
     if not partition.up:
         return False
     if partition.max_time_s is None or job.time_limit_s is None:
         return True
     return job.time_limit_s <= partition.max_time_s
+
+
+def _type_fits(job: PendingJob, node: Node) -> bool:
+    return not job.gpu_type or job.gpu_type == node.gpu_type

@@ -5,12 +5,12 @@ the time limits of running jobs allow, once without the placement and once with 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from tapfinger_hpc import fit
-from tapfinger_hpc.state import ClusterState, Node, PendingJob, Resources
+from tapfinger_hpc.state import ClusterState, JobKey, Node, PendingJob, Resources
 
 PROTECTED_JOBS = 32
 """How many waiting jobs, in Slurm's order, are protected; Slurm's own backfill looks at 100 by default."""
@@ -110,15 +110,19 @@ def waiting_in_order(state: ClusterState) -> list[PendingJob]:
     return sorted(waiting, key=lambda job: (-job.priority, job.submit_time_s))
 
 
-def plan(state: ClusterState, jobs: Sequence[PendingJob], profile: Profile) -> list[Reservation]:
+def plan(
+    state: ClusterState, jobs: Sequence[PendingJob], profile: Profile, pins: Mapping[JobKey, str] | None = None
+) -> list[Reservation]:
     """Earliest start of each job in turn; each takes its room off the profile. Jobs that can never start are left out.
 
-    Slurm's own plan (``planned_start_s`` and ``planned_nodes``) is followed where there is room for it.
+    Slurm's own plan (``planned_start_s`` and ``planned_nodes``) is followed where there is room for it. ``pins`` names
+    the only node of jobs that were given one.
     """
     nodes = {node.name: node for node in state.nodes}
     made = []
     for job in jobs:
-        reservation = _as_slurm_plans(job, state, nodes, profile) or _earliest(job, state, nodes, profile)
+        pin = (pins or {}).get(job.key, "")
+        reservation = _as_slurm_plans(job, state, nodes, profile) or _earliest(job, state, nodes, profile, pin)
         if reservation is None:
             continue
         made.append(reservation)
@@ -146,13 +150,19 @@ def _as_slurm_plans(
     return None
 
 
-def _earliest(job: PendingJob, state: ClusterState, nodes: dict[str, Node], profile: Profile) -> Reservation | None:
+def _earliest(
+    job: PendingJob, state: ClusterState, nodes: dict[str, Node], profile: Profile, pin: str
+) -> Reservation | None:
     """The first moment from which enough nodes of one partition have room for the job's whole time limit."""
     amounts = per_node(job)
     reachable = [
-        [nodes[name] for name in sorted(partition.nodes) if fit.could_fit_node(job, nodes[name], amounts)]
+        [
+            nodes[name]
+            for name in sorted(partition.nodes)
+            if pin in ("", name) and fit.could_fit_node(job, nodes[name], amounts)
+        ]
         for partition in state.partitions
-        if partition.name in job.partitions and partition.up
+        if partition.name in job.partitions and fit.open_to(job, partition)
     ]
     for start_s in profile.moments():
         end_s = start_s + _limit_s(job)
