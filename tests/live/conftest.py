@@ -1,0 +1,54 @@
+"""Real throw-away Slurm clusters for the tests of this folder; each pytest worker has its own.
+
+``sandbox`` lives as long as the session, ``cluster`` is the same one, idle at the start of each test, and
+``sandbox_factory`` starts others (no accounting, no hook, more nodes). All are taken down, also when a test fails.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from slurm_plugin.sandbox import Sandbox, SandboxSpec
+from slurm_plugin.sandbox.packages import why_not
+
+SandboxFactory = Callable[[SandboxSpec], Sandbox]
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """One cluster with accounting and hook for the whole session; use ``cluster`` unless the state does not matter."""
+    _skip_where_impossible()
+    with Sandbox.up(SandboxSpec()) as started:
+        yield started
+
+
+@pytest.fixture
+def cluster(sandbox: Sandbox) -> Sandbox:
+    """The session's cluster: no job, all nodes idle, nothing of ours running."""
+    sandbox.reset()
+    return sandbox
+
+
+@pytest.fixture(scope="session")
+def sandbox_factory() -> Iterator[SandboxFactory]:
+    """Starts clusters of other kinds; the same spec twice in a session is the same cluster, reset."""
+    _skip_where_impossible()
+    started: dict[SandboxSpec, Sandbox] = {}
+
+    def make(spec: SandboxSpec) -> Sandbox:
+        if spec in started and started[spec].directory.exists():
+            started[spec].reset()
+        else:
+            started[spec] = Sandbox.up(spec)
+        return started[spec]
+
+    try:
+        yield make
+    finally:
+        for one in started.values():
+            one.down()
+
+
+def _skip_where_impossible() -> None:
+    if reason := why_not():
+        pytest.skip(reason)
