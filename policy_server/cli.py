@@ -1,0 +1,65 @@
+"""The command ``tapfinger serve``: configuration in, a listening server out."""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+from msgspec.structs import replace
+
+from policy_server import listen, openapi
+from tapfinger_hpc import config as configuration
+from tapfinger_hpc.config import ServerConfig
+from tapfinger_hpc.errors import ConfigError
+
+
+@click.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), help="tapfinger.toml [/etc/tapfinger]")
+@click.option("--policy", help="Policy that answers, in place of server.policy.")
+@click.option("--checkpoint", type=click.Path(), help="Folder of its weights, in place of server.checkpoint.")
+@click.option("--socket", "socket_path", type=click.Path(), help="Unix socket, in place of server.socket.")
+@click.option("--tcp", metavar="HOST:PORT", help="Also listen on this loopback address (needs a token file).")
+@click.option("--token-file", type=click.Path(), help="File with the bearer token for --tcp, mode 600.")
+@click.option("--print-openapi", is_flag=True, help="Print the OpenAPI document and exit.")
+def serve(path: Path | None, print_openapi: bool, **options: str | None) -> None:
+    """Run the policy server."""
+    if print_openapi:
+        click.echo(openapi.document_json())
+        return
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    given = {key.removesuffix("_path"): value for key, value in options.items() if value is not None}
+    _serve(replace(configuration.load(path).server, **given))
+
+
+def _serve(config: ServerConfig) -> None:
+    """Fails early and cheaply first: addresses and token, then the policy, and only then the sockets are opened."""
+    if not config.socket and not config.tcp:
+        raise ConfigError("server.socket and server.tcp are both empty: nothing to listen on")
+    token = listen.read_token(config.token_file) if config.tcp else None
+    if config.socket:
+        listen.refuse_live_server(Path(config.socket))
+
+    # Imported here: flask, and behind the policy numpy and torch, take their time.
+    from policy_server.app import create_app
+    from policy_server.example import EXAMPLE_STATE
+    from policy_server.loading import load_placer
+    from policy_server.serving import Serving
+
+    placer = load_placer(config)
+    placer.warm_up(EXAMPLE_STATE)
+    with ExitStack() as open_sockets:
+        apps = []
+        addresses = []
+        if config.socket:
+            listener = open_sockets.enter_context(listen.unix_listener(Path(config.socket)))
+            apps.append((listener, create_app(placer)))
+            addresses.append(config.socket)
+        if config.tcp:
+            listener = open_sockets.enter_context(listen.open_tcp(config.tcp))
+            apps.append((listener, create_app(placer, token=token)))
+            addresses.append(config.tcp)
+        health = placer.health()
+        Serving(apps).run_until_signal(
+            ready=lambda: click.echo(f"policy {health.policy.name} ({health.status}) on {' and '.join(addresses)}")
+        )
+    click.echo("stopped")
