@@ -16,10 +16,11 @@ from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import Resources
 
 
-class JobRecord(msgspec.Struct, frozen=True):
+class Ran(msgspec.Struct, frozen=True):
     """What a job found and did; times are seconds since the epoch."""
 
     job: str
+    partition: str
     node: str
     got: Resources
     started_s: float
@@ -39,7 +40,9 @@ def granted(environment: Mapping[str, str]) -> Resources:
 @click.command()
 @click.argument("name")
 @click.option("--class", "class_name", required=True)
-@click.option("--classes", type=click.Path(path_type=Path, exists=True), required=True, help="True speed of the classes.")
+@click.option(
+    "--classes", type=click.Path(path_type=Path, exists=True), required=True, help="True speed of the classes."
+)
 @click.option("--scale", type=float, required=True, help="Seconds of this job = seconds of its class times this.")
 @click.option("--records", type=click.Path(path_type=Path), required=True, help="Folder for the record.")
 def main(name: str, class_name: str, classes: Path, scale: float, records: Path) -> None:
@@ -52,7 +55,7 @@ def main(name: str, class_name: str, classes: Path, scale: float, records: Path)
     if takes_s == float("inf"):
         raise SystemExit(f"demo job {name}: class {class_name} cannot run with {got}")
     time.sleep(max(0.0, started_s + takes_s - time.time()))
-    record = JobRecord(name, os.environ["SLURMD_NODENAME"], got, started_s, time.time())
+    record = Ran(name, os.environ["SLURM_JOB_PARTITION"], os.environ["SLURMD_NODENAME"], got, started_s, time.time())
     # Renamed into place, so that the demo never reads half a record.
     partial = records / f".{name}.partial"
     partial.write_bytes(msgspec.json.encode(record))

@@ -8,13 +8,15 @@ from rich.table import Table
 
 from tapfinger_hpc import stats
 from tapfinger_hpc.state import PendingJob, Resources
+from tapfinger_hpc.stats import JobRecord
+from tapfinger_hpc.trace import Trace
 
 
 class JobResult(msgspec.Struct, frozen=True):
     """How one job fared on one side; times in seconds."""
 
     node: str
-    got: Resources
+    given: Resources
     waited_s: float
     """From submission to the first line of its script."""
     ran_s: float
@@ -37,19 +39,6 @@ class JobComparison(msgspec.Struct, frozen=True):
     tapfinger: JobResult
 
 
-class SideFigures(msgspec.Struct, frozen=True):
-    """One side's figures; times in seconds."""
-
-    mean_completion_s: float
-    median_completion_s: float
-    p95_completion_s: float
-    mean_wait_s: float
-    gpu_use: float
-    """GPU seconds held / (GPUs of the cluster * time from the first submission to the last end)."""
-    gpu_hours: float
-    makespan_s: float
-
-
 class DemoReport(msgspec.Struct, frozen=True):
     """Everything that `tapfinger demo --json` writes."""
 
@@ -59,12 +48,12 @@ class DemoReport(msgspec.Struct, frozen=True):
     seed: int
     requested_load: float
     """GPU seconds at the requested amounts / (GPUs of the cluster * time over which jobs arrive)."""
-    stock: SideFigures
-    tapfinger: SideFigures
+    stock: stats.Summary
+    tapfinger: stats.Summary
     reduction: float
     """1 - mean completion time with TapFinger / mean completion time on stock Slurm."""
     reduction_interval: tuple[float, float]
-    """95 % bootstrap interval over this run's jobs. It says nothing of other workloads; use more seeds for that."""
+    """95 % bootstrap interval over this run's jobs."""
     jobs: tuple[JobComparison, ...]
 
 
@@ -75,36 +64,28 @@ def compare(
     seed: int,
     requested_load: float,
     gpus: int,
-    jobs: Sequence[tuple[PendingJob, JobResult, JobResult]],
+    trace: Trace,
+    stock: Sequence[JobRecord],
+    tapfinger: Sequence[JobRecord],
 ) -> DemoReport:
-    """The report of both sides' results: (job as submitted, on stock Slurm, with TapFinger), in order of submission."""
-    compared = tuple(
-        JobComparison(
-            job=job.job_id,
-            job_class=job.job_class,
-            submitted_s=float(job.submit_time_s),
-            asked=job.requested,
-            least=job.minimum,
-            greatest=job.maximum,
-            partitions=job.partitions,
-            stock=stock,
-            tapfinger=ours,
-        )
-        for job, stock, ours in jobs
-    )
-    reduction = stats.paired_reduction(
-        [job.stock.completion_s for job in compared], [job.tapfinger.completion_s for job in compared], seed=seed
-    )
+    """The report of both sides' records of all jobs of the trace."""
+    before = {record.job_id: record for record in stock}
+    after = {record.job_id: record for record in tapfinger}
+    # Jobs of one run queue behind each other, so this interval is about these jobs; more seeds tell of other workloads.
+    reduction = stats.paired_reduction(stock, tapfinger, seed=seed)
     return DemoReport(
         cluster=cluster,
         policy=policy,
         seed=seed,
         requested_load=requested_load,
-        stock=_figures(compared, [job.stock for job in compared], gpus),
-        tapfinger=_figures(compared, [job.tapfinger for job in compared], gpus),
+        stock=stats.summarise(stock, gpus),
+        tapfinger=stats.summarise(tapfinger, gpus),
         reduction=reduction.value,
         reduction_interval=(reduction.low, reduction.high),
-        jobs=compared,
+        jobs=tuple(
+            _comparison(trace_job.job, before[trace_job.job.job_id], after[trace_job.job.job_id])
+            for trace_job in trace.jobs
+        ),
     )
 
 
@@ -126,9 +107,8 @@ def table(report: DemoReport) -> Table:
         ("mean completion time [s]", "mean_completion_s", "{:.1f}"),
         ("median completion time [s]", "median_completion_s", "{:.1f}"),
         ("95th percentile [s]", "p95_completion_s", "{:.1f}"),
-        ("mean waiting time [s]", "mean_wait_s", "{:.1f}"),
+        ("mean waiting time [s]", "mean_waiting_s", "{:.1f}"),
         ("GPU use", "gpu_use", "{:.0%}"),
-        ("GPU hours held", "gpu_hours", "{:.2f}"),
         ("time for all jobs [s]", "makespan_s", "{:.0f}"),
     )
     for title, field, form in rows:
@@ -147,17 +127,25 @@ def summary(report: DemoReport) -> str:
     )
 
 
-def _figures(jobs: Sequence[JobComparison], results: Sequence[JobResult], gpus: int) -> SideFigures:
-    completions = [result.completion_s for result in results]
-    first_s = min(job.submitted_s for job in jobs)
-    makespan_s = max(job.submitted_s + result.completion_s for job, result in zip(jobs, results, strict=True)) - first_s
-    gpu_s = sum(result.got.gpus * result.ran_s for result in results)
-    return SideFigures(
-        mean_completion_s=stats.mean(completions),
-        median_completion_s=stats.percentile(completions, 50),
-        p95_completion_s=stats.percentile(completions, 95),
-        mean_wait_s=stats.mean([result.waited_s for result in results]),
-        gpu_use=gpu_s / (gpus * makespan_s),
-        gpu_hours=gpu_s / 3600,
-        makespan_s=makespan_s,
+def _comparison(job: PendingJob, stock: JobRecord, tapfinger: JobRecord) -> JobComparison:
+    return JobComparison(
+        job=job.job_id,
+        job_class=job.job_class,
+        submitted_s=float(job.submit_time_s),
+        asked=job.requested,
+        least=job.minimum,
+        greatest=job.maximum,
+        partitions=job.partitions,
+        stock=_result(stock),
+        tapfinger=_result(tapfinger),
+    )
+
+
+def _result(record: JobRecord) -> JobResult:
+    return JobResult(
+        node=",".join(record.nodes),
+        given=record.amounts,
+        waited_s=record.waiting_s,
+        ran_s=record.running_s,
+        completion_s=record.completion_s,
     )

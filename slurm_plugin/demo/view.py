@@ -42,3 +42,11 @@ def render(sides: Sequence[Progress], elapsed_s: float, hint: str) -> Renderable
             mean,
         )
     return Group(made, Text(hint, style="dim"))
+
+
+def line(side: Progress) -> str:
+    """One side in one line, for output that is no terminal."""
+    return (
+        f"{side.title}: {side.done}/{side.jobs} done, {side.running} running, {side.waiting} waiting, "
+        f"{side.gpus_held}/{side.gpus} GPUs"
+    )
