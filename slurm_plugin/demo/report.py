@@ -1,4 +1,4 @@
-"""What the demo found: per job what was asked, given and taken, per side the figures, and the reduction with its interval."""
+"""What the demo found: per job what was asked, given and taken; per side the figures; the reduction."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -105,7 +105,8 @@ def _until_done(sides: tuple[Side, Side], started_s: float, watch: Watcher, hint
             return
         if elapsed_s > LONGEST_S:
             raise SlurmError(
-                f"demo: not done after {LONGEST_S:.0f} s; {[f'{side.title}: {side.done}/{side.jobs}' for side in progress]}"
+                f"demo: not done after {LONGEST_S:.0f} s: "
+                + ", ".join(f"{side.done} of {side.jobs} jobs on {side.title}" for side in progress)
             )
         time.sleep(1.0)
 
