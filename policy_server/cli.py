@@ -1,6 +1,7 @@
 """The command ``tapfinger serve``: configuration in, a listening server out."""
 
 import logging
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -57,9 +58,15 @@ def _serve(config: ServerConfig) -> None:
         if config.tcp:
             listener = open_sockets.enter_context(listen.open_tcp(config.tcp))
             apps.append((listener, create_app(placer, token=token)))
-            addresses.append(config.tcp)
+            addresses.append(_url(listener))
         health = placer.health()
         Serving(apps).run_until_signal(
             ready=lambda: click.echo(f"policy {health.policy.name} ({health.status}) on {' and '.join(addresses)}")
         )
     click.echo("stopped")
+
+
+def _url(listener: socket.socket) -> str:
+    """With the port that was given where the configuration leaves it open (``127.0.0.1:0``)."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -50,7 +50,9 @@ class Placer:
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._started_s = time.monotonic()
-        self._latest = PolicyInfo(policy.name, self._description.checkpoint, self._description.fallback_why)
+        standing_in = self._description.fallback_why
+        self._chosen = PolicyInfo(policy.name, "" if standing_in else self._description.checkpoint, standing_in)
+        self._latest = self._chosen
         self._decisions_served = 0
         self._fallbacks_served = 0
 
@@ -107,10 +109,8 @@ class Placer:
 
     def _propose(self, state: ClusterState) -> tuple[PolicyInfo, Sequence[Decision]]:
         """What the policy proposes; what the fallback does where the policy fails; nothing where both fail."""
-        standing_in = self._description.fallback_why
         try:
-            info = PolicyInfo(self._policy.name, self._description.checkpoint, standing_in)
-            return info, _proposed(self._policy, state)
+            return self._chosen, _proposed(self._policy, state)
         except Exception as error:  # noqa: BLE001 - a policy may fail in any way; jobs must not wait for its repair
             why = f"policy {self._policy.name} failed: {_summary(error)}"
             self._report_failure(why, error)

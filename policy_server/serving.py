@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 THREADS = 4
 STOP_PATIENCE_S = 3.0
 """How long requests that are under way may take after SIGTERM; systemd kills after 90 s."""
-_HEADER_BYTES = 64 * 1024
+_HEADER_BYTES = 16 * 1024
 
 
 class _ProblemTask(ErrorTask):
