@@ -1,14 +1,12 @@
--- The job_submit.lua for a site without one: hands every job to tapfinger.lua beside this file, and lets it pass where that is missing or broken.
-local here = debug.getinfo(1, "S").source:match("^@(.*/)") or "./"
-local loaded, tapfinger = pcall(dofile, here .. "tapfinger.lua")
-if not loaded or type(tapfinger) ~= "table" then
-  slurm.log_error("tapfinger: jobs pass untouched, the module cannot be loaded: %s", tostring(tapfinger))
-  tapfinger = nil
+-- For a site without a job_submit.lua: asks tapfinger.lua beside this file. Where that is missing or broken, jobs pass.
+local loaded, tapfinger = pcall(function()
+  return dofile((debug.getinfo(1, "S").source:match("^@(.*/)") or "./") .. "tapfinger.lua")
+end)
+if not loaded then slurm.log_error("tapfinger: jobs pass untouched: %s", tostring(tapfinger)) end
+local function ask(name, ...)
+  local ok, code = pcall(function(...) return tapfinger[name](...) end, ...)
+  return ok and type(code) == "number" and code or slurm.SUCCESS
 end
-function slurm_job_submit(job_desc, part_list, submit_uid)
-  return tapfinger and tapfinger.submit(job_desc, part_list, submit_uid) or slurm.SUCCESS
-end
-function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
-  return tapfinger and tapfinger.modify(job_desc, job_rec, part_list, modify_uid) or slurm.SUCCESS
-end
+function slurm_job_submit(...) return ask("submit", ...) end
+function slurm_job_modify(...) return ask("modify", ...) end
 return slurm.SUCCESS
