@@ -28,6 +28,8 @@ def serve(path: Path | None, print_openapi: bool, **options: str | None) -> None
         click.echo(openapi.document_json())
         return
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # It warns of every request that waits for a thread, be it for a microsecond.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     given = {key.removesuffix("_path"): value for key, value in options.items() if value is not None}
     _serve(replace(configuration.load(path).server, **given))
 

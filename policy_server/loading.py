@@ -1,7 +1,11 @@
 """Makes the policies that the configuration names: the configured one, or the fallback where it cannot be loaded."""
 
+import inspect
 import logging
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from policy_server.placer import Placer
 from tapfinger_hpc.config import ServerConfig
@@ -28,12 +32,25 @@ def load_placer(config: ServerConfig) -> Placer:
     except Exception as error:  # noqa: BLE001 - no torch, a torn file, weights of another shape: all end here
         why = f"policy {config.policy} could not be loaded: {error}"
         logger.warning("%s; policy %s answers instead", why, fallback.name)
-        description = PolicyDescription(
-            name=config.policy, checkpoint=config.checkpoint, fallback=fallback.name, fallback_why=why
+        standing_in = PolicyDescription(
+            config.policy, checkpoint_folder=config.checkpoint, fallback=fallback.name, fallback_why=why
         )
-        return Placer(fallback, fallback, description=description, patience_s=config.timeout_s)
-    return Placer(policy, fallback, description=_describe(policy, fallback), patience_s=config.timeout_s)
+        return Placer(fallback, fallback, description=standing_in, patience_s=config.timeout_s)
+    described = replace(describe(policy), checkpoint_folder=config.checkpoint, fallback=fallback.name)
+    return Placer(policy, fallback, description=described, patience_s=config.timeout_s)
 
 
-def _describe(policy: Policy, fallback: Policy) -> PolicyDescription:
-    return PolicyDescription(name=policy.name, fallback=fallback.name)
+def describe(policy: Policy) -> PolicyDescription:
+    """What there is to tell of a policy; the learned one carries the description of its checkpoint as ``info``."""
+    knowledge = inspect.cleandoc(type(policy).__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    info = getattr(policy, "info", None)
+    if info is None:
+        return PolicyDescription(policy.name, knowledge=knowledge)
+    return PolicyDescription(
+        policy.name,
+        knowledge=knowledge,
+        schema_version=info.schema.version,
+        checkpoint=info.fingerprint,
+        configuration=msgspec.to_builtins(info.network),
+        training=msgspec.to_builtins(info.training),
+    )

@@ -6,6 +6,8 @@ the answer says so. Nothing kept here is needed for a decision: the counters are
 
 import hashlib
 import logging
+import math
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -133,7 +135,14 @@ def _proposed(policy: Policy, state: ClusterState) -> Sequence[Decision]:
     Raises:
         Exception: whatever the policy raises, and msgspec's where its answer is not decisions.
     """
-    return _ANSWER.decode(msgspec.json.encode(policy.decide(state)))
+    return _ANSWER.decode(msgspec.json.encode([_finite(one) for one in policy.decide(state)]))
+
+
+def _finite(one: Decision) -> Decision:
+    """JSON has no infinity: a policy may score "never" so, and means the least number. NaN stays, and is refused."""
+    if not isinstance(one, Decision) or not math.isinf(one.score):
+        return one
+    return replace(one, score=math.copysign(sys.float_info.max, one.score))
 
 
 def _settle(proposed: Sequence[Decision], state: ClusterState, missing: str) -> tuple[list[Decision], list[Refusal]]:

@@ -26,7 +26,7 @@ class PolicyInfo(msgspec.Struct, frozen=True):
 
     name: str
     checkpoint: str = ""
-    """Folder of the weights; "" for a policy without any."""
+    """Fingerprint of the weights; "" for a policy without any."""
     fallback_why: str = ""
     """Why this one answered in place of the configured policy; "" where it is the configured one."""
 
@@ -73,14 +73,17 @@ class PolicyDescription(msgspec.Struct, frozen=True):
 
     name: str
     knowledge: str = ""
-    """What the policy uses of a job beyond what its user asked for."""
+    """What it goes by, in the words of its author."""
     schema_version: int | None = None
     """Version of the state graph that the weights were trained on; None without weights."""
     checkpoint: str = ""
+    """Fingerprint of the weights."""
+    checkpoint_folder: str = ""
+    """Where they were read from; "" for those that ship with the package."""
     configuration: dict[str, Any] = {}
     """Sizes of the network, as written in the checkpoint."""
     training: dict[str, Any] = {}
-    """The fingerprint of the training run: seed, code version, what it learned from, for how long."""
+    """Where the weights come from: what they imitate, seed, steps, hash of the data, versions, validation."""
     fallback: str = ""
     """The policy that answers where this one cannot."""
     fallback_why: str = ""

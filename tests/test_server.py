@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -131,7 +132,9 @@ def test_the_same_state_gets_the_same_answer_from_another_server_and_in_any_orde
         random.Random(1).shuffle(items)
     client = client_of(policy)
     answer(client, busy_cluster(8))
-    first, second = answer(client_of(policy), state), answer(client, msgspec.convert(shuffled, ClusterState))
+    first = answer(client_of(policy), state)
+    second = msgspec.json.decode(ask(client, json.dumps(shuffled).encode()).data, type=wire.DecideResponse)
+    assert first.policy == wire.PolicyInfo(policy)
     assert replace(first, elapsed_ms=0.0) == replace(second, elapsed_ms=0.0)
 
 
@@ -235,7 +238,7 @@ def test_where_policy_and_fallback_fail_every_job_waits_with_the_reason() -> Non
         [Decision("", -1, None, "no such job")],
         [Decision("102", 1_699_999_970, None, "x" * 1001)],
         [object()],
-        iter([]),
+        [Decision("102", 1_699_999_970, None, "worded score", score="high")],  # type: ignore[arg-type]
     ],
 )
 def test_an_answer_that_is_no_decisions_counts_as_a_failure_of_the_policy(garbage: Any) -> None:
@@ -243,6 +246,12 @@ def test_an_answer_that_is_no_decisions_counts_as_a_failure_of_the_policy(garbag
     assert given.policy.name == "min"
     assert given.policy.fallback_why.startswith("policy answering failed: ")
     assert [decision.job_id for decision in given.decisions] == ["102"]
+
+
+def test_a_score_of_never_travels_as_the_least_number() -> None:
+    never = Decision("102", 1_699_999_970, None, "no node can run it", score=float("-inf"))
+    (given,) = answer(client_of(Answering(lambda _state: (never,))), EXAMPLE_STATE).decisions
+    assert given == replace(never, score=-sys.float_info.max)
 
 
 def placing(job_id: str, submit_time_s: int, node: str, amounts: Resources, partition: str = "gpu") -> Decision:
