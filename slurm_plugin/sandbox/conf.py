@@ -1,4 +1,4 @@
-"""The configuration files of a sandbox. Pure: values in, text out; sandbox.py writes them.
+"""The configuration files of a sandbox. Pure: values in, text out; files.py writes them.
 
 Each line that is not obvious was measured or cost somebody time; the reason stands beside it.
 """
@@ -6,14 +6,12 @@ Each line that is not obvious was measured or cost somebody time; the reason sta
 from collections.abc import Mapping, Sequence
 
 from slurm_plugin.sandbox.layout import Layout
-from slurm_plugin.sandbox.ports import PortBlock
+from slurm_plugin.sandbox.register import PortBlock
 from slurm_plugin.sandbox.spec import SandboxSpec
 
 SCHEDULER_PARAMETERS = "batch_sched_delay=0,sched_interval=5,bf_interval=10"
 """The same with and without our hook, so that a comparison is fair: an updated job starts in 0.5 s rather than 2.9 s,
 and a lease that ran out is noticed after 5 s rather than 60 s."""
-
-CLUSTER_ENVIRONMENT = "SLURM_CLUSTER_NAME"
 
 
 def slurm_conf(spec: SandboxSpec, layout: Layout, ports: PortBlock, *, cluster: str, hostname: str) -> str:
@@ -72,13 +70,18 @@ def gres_conf(spec: SandboxSpec, layout: Layout) -> str:
     return f"AutoDetect=off\nNodeName={_bracket('n', 1, spec.nodes)} Name=gpu File={gpu_device(layout, spec)}\n"
 
 
+def cgroup_conf(slurm_version: tuple[int, int]) -> str:
+    """No cgroups. Where "disabled" is not known yet, v1 does nothing unless a plugin uses it, and none does."""
+    return f"CgroupPlugin={'disabled' if slurm_version >= (24, 5) else 'cgroup/v1'}\n"
+
+
 def gpu_device(layout: Layout, spec: SandboxSpec) -> str:
     """The GPU devices as a host-list expression; all nodes share them, as they are only numbers to Slurm."""
     return _bracket(f"{layout.devices}/fakegpu", 0, spec.gpus - 1)
 
 
 def slurmdbd_conf(layout: Layout, ports: PortBlock) -> str:
-    """slurmdbd.conf. MariaDB is reached through its socket (MYSQL_UNIX_PORT), so there is no password and no TCP port."""
+    """slurmdbd.conf. MariaDB is reached through its socket (MYSQL_UNIX_PORT): no password, no TCP port."""
     return "\n".join(
         (
             "AuthType=auth/munge",
@@ -107,7 +110,8 @@ def wake_script(layout: Layout) -> str:
     """
     return f"""#!/usr/bin/perl
 use Socket;
-socket(my $wake, PF_UNIX, SOCK_DGRAM, 0) and send($wake, "job-end", MSG_DONTWAIT, sockaddr_un("{layout.wake_socket}"));
+socket(my $wake, PF_UNIX, SOCK_DGRAM, 0)
+  and send($wake, "job-end $ENV{{JOBID}}", MSG_DONTWAIT, sockaddr_un('{layout.wake_socket}'));
 """
 
 
@@ -128,7 +132,7 @@ def tapfinger_toml(spec: SandboxSpec, layout: Layout) -> str:
     text = "# Written by `tapfinger sandbox up`.\n"
     for section, entries in values.items():
         text += f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in entries.items()) + "\n"
-    return text + spec.tapfinger_toml
+    return text + spec.extra_toml
 
 
 def _toml(value: object) -> str:

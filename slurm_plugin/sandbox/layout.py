@@ -1,5 +1,4 @@
-"""Where everything of one sandbox lies: one folder, every path in it. No other place on the machine holds a file of it,
-but for the entry in the register of claimed ports (ports.py)."""
+"""Where everything of one sandbox lies: in one folder. Outside it there is only its entry in the register."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,10 @@ class Layout:
     @property
     def slurm_conf(self) -> Path:
         return self.etc / "slurm.conf"
+
+    @property
+    def slurmdbd_conf(self) -> Path:
+        return self.etc / "slurmdbd.conf"
 
     @property
     def munge_key(self) -> Path:
@@ -67,6 +70,10 @@ class Layout:
         return self.database / "mysql.sock"
 
     @property
+    def database_setup(self) -> Path:
+        return self.database / "setup.sql"
+
+    @property
     def jobs(self) -> Path:
         """Working directory of submitted jobs; everyone may write here."""
         return self.directory / "jobs"
@@ -102,6 +109,6 @@ class Layout:
             length = len(str(socket).encode())
             if length > _LONGEST_SOCKET_PATH:
                 raise SandboxError(
-                    f"folder {str(self.directory)!r} is too long for the Unix socket {socket.name} in it ({length} bytes, "
-                    f"at most {_LONGEST_SOCKET_PATH}); choose a shorter one with --dir"
+                    f"folder {str(self.directory)!r} is too long for the Unix socket {socket.name} in it "
+                    f"({length} bytes, at most {_LONGEST_SOCKET_PATH}); choose a shorter one with --dir"
                 )

@@ -18,7 +18,7 @@ _ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
-_INSTALL_HINT = "tapfinger sandbox install"
+INSTALL_HINT = "tapfinger sandbox install"
 
 
 def missing(*, accounting: bool = True) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def why_not(*, accounting: bool = True) -> str:
     if os.geteuid() != 0:
         return "a sandbox needs root (Slurm starts jobs as other users, fake GPUs are device nodes); use sudo"
     if absent := missing(accounting=accounting):
-        return f"Slurm is not installed here ({', '.join(absent)} missing); fetch it with: {_INSTALL_HINT}"
+        return f"Slurm is not installed here ({', '.join(absent)} missing); fetch it with: {INSTALL_HINT}"
     return ""
 
 
@@ -46,7 +46,7 @@ def install(*, accounting: bool = True) -> bool:
         return False
     wanted = (*PACKAGES, *(ACCOUNTING_PACKAGES if accounting else ()))
     if os.geteuid() != 0:
-        raise SandboxError(f"installing {', '.join(wanted)} needs root; use sudo {_INSTALL_HINT}")
+        raise SandboxError(f"installing {', '.join(wanted)} needs root; use sudo {INSTALL_HINT}")
     if shutil.which("apt-get", path=SEARCH_PATH) is None:
         raise SandboxError(f"installing Slurm: no apt-get here; install by hand what Debian has as {', '.join(wanted)}")
     with _no_service_starts():

@@ -2,7 +2,7 @@
 
 A pid says nothing by itself: it may have been given to somebody else since. Ours are known by what they were started
 with: the daemons by a mark in their environment, the processes of jobs by the name of our cluster there, all others by
-their parents. Signals go through a pidfd, so that nothing can change between looking and killing.
+their parents. A signal goes through a pidfd that was opened before a last look, so it cannot hit a reused pid.
 """
 
 import contextlib
@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tapfinger_hpc.errors import SandboxError
 
@@ -22,16 +23,26 @@ _JOB_MARK = "SLURMD_NODENAME"
 """Only slurmd gives this to a process; without it a user's own salloc with our cluster's name would count as ours."""
 
 
-def start(arguments: Sequence[str], *, directory: Path, log: Path, environment: Mapping[str, str], user: str = "") -> None:
+class Process(NamedTuple):
+    """A living process; the start tells it from a later one with the same pid."""
+
+    pid: int
+    name: str
+    parent: int
+    start_ticks: int
+
+
+def start(
+    arguments: Sequence[str], *, directory: Path, log: Path, environment: Mapping[str, str], user: str = ""
+) -> None:
     """Starts a daemon, marked as one of this sandbox, in a session of its own; returns without waiting for it to serve.
 
     Raises:
-        SandboxError: it ended at once with an error.
+        SandboxError: it ended at once with an error; shows the end of its log.
     """
-    command = ["setsid", "--fork", *_as_user(user), *arguments]
     with log.open("ab") as output:
         ended = subprocess.run(
-            command,
+            ["setsid", "--fork", *as_user(user), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -43,36 +54,63 @@ def start(arguments: Sequence[str], *, directory: Path, log: Path, environment: 
         raise SandboxError(f"starting {arguments[0]} ended with {ended.returncode}: {tail(log)}")
 
 
-def run(arguments: Sequence[str], *, environment: Mapping[str, str], user: str = "", timeout_s: float = 60) -> str:
-    """Runs a command of the set-up to its end and returns what it said.
+def run(arguments: Sequence[str], *, directory: Path, environment: Mapping[str, str], timeout_s: float = 60) -> str:
+    """Runs a command of the set-up to its end, marked as well, and returns what it said.
 
     Raises:
         SandboxError: with the command, its exit status and the end of what it said.
     """
-    command = [*_as_user(user), *arguments]
+    said = " ".join(arguments[:3])
     try:
         ended = subprocess.run(
-            command, capture_output=True, text=True, env=dict(environment), timeout=timeout_s, check=False, cwd="/"
+            arguments,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**environment, MARK: str(directory)},
+            timeout=timeout_s,
+            check=False,
+            cwd="/",
         )
     except subprocess.TimeoutExpired as error:
-        raise SandboxError(f"{' '.join(arguments[:3])} did not end within {timeout_s:g} s") from error
+        raise SandboxError(f"{said} did not end within {timeout_s:g} s") from error
     if ended.returncode:
-        said = (ended.stderr + ended.stdout).strip()[-1500:]
-        raise SandboxError(f"{' '.join(arguments[:3])} ended with {ended.returncode}: {said or 'it said nothing'}")
+        words = (ended.stderr + ended.stdout).strip()[-1500:]
+        raise SandboxError(f"{said} ended with {ended.returncode}: {words or 'it said nothing'}")
     return ended.stdout
 
 
-def wait_until(ready: Callable[[], bool], *, doing: str, log: Path | None, timeout_s: float) -> None:
+def as_user(user: str, group: str = "") -> list[str]:
+    """What stands before a command so that it runs as this user; nothing for ""."""
+    return ["setpriv", f"--reuid={user}", f"--regid={group or user}", "--init-groups"] if user else []
+
+
+def wait_until(
+    ready: Callable[[], bool],
+    *,
+    doing: str,
+    log: Callable[[], Path],
+    timeout_s: float,
+    alive: Callable[[], bool] | None = None,
+) -> None:
     """Returns when ``ready`` is true.
 
     Raises:
-        SandboxError: not within the time; shows the end of the log.
+        SandboxError: not within the time, or it ended (``alive`` was false twice); shows the end of the log.
     """
     deadline = time.monotonic() + timeout_s
+    next_look = time.monotonic() + 0.5
+    absences = 0
     while not ready():
-        if time.monotonic() > deadline:
-            shown = f"; its log {log} ends with: {tail(log)}" if log else ""
-            raise SandboxError(f"{doing}: not ready after {timeout_s:g} s{shown}")
+        now = time.monotonic()
+        if now > deadline:
+            raise SandboxError(f"{doing}: not ready after {timeout_s:g} s; {_end_of(log())}")
+        if alive is not None and now > next_look:
+            next_look = now + 0.5
+            # Twice, as a daemon that is just going into the background has no process for a moment.
+            absences = 0 if alive() else absences + 1
+            if absences == 2:
+                raise SandboxError(f"{doing}: it ended; {_end_of(log())}")
         time.sleep(0.02)
 
 
@@ -100,87 +138,82 @@ def listening(port: int) -> bool:
     return False
 
 
-def of_sandbox(directory: Path, cluster: str) -> dict[int, str]:
-    """Pid and name of every living process of this sandbox: daemons, steps, jobs, and whatever these started.
+def of_sandbox(directory: Path, cluster: str) -> tuple[Process, ...]:
+    """Every living process of this sandbox: daemons, steps, jobs, and whatever these started.
 
-    Our own process and its ancestors are never among them: ``down`` may be called from the sandbox's own shell.
+    Our own process and its ancestors are never among them: ``down`` may be called from a job of the sandbox.
     """
-    parents, names = {}, {}
-    ours = set()
-    for pid in _pids():
-        stat = _stat(pid)
-        if stat is None:
-            continue
-        names[pid], parents[pid] = stat
-        if _is_marked(_environment(pid), directory, cluster):
-            ours.add(pid)
-    grown = True
-    while grown:
-        children = {pid for pid, parent in parents.items() if parent in ours} - ours
+    processes = {process.pid: process for pid in _pids() if (process := _process(pid))}
+    ours = {pid for pid in processes if _is_marked(pid, directory, cluster)}
+    while children := {p.pid for p in processes.values() if p.parent in ours} - ours:
         ours |= children
-        grown = bool(children)
-    return {pid: names[pid] for pid in sorted(ours - _ourselves(parents))}
+    pid = os.getpid()
+    while pid in processes:
+        ours.discard(pid)
+        pid = processes[pid].parent
+    return tuple(processes[pid] for pid in sorted(ours))
 
 
 def end_all(directory: Path, cluster: str, *, timeout_s: float = 15) -> None:
     """Kills every process of this sandbox. Nothing is kept of it, so nobody is asked to save.
 
+    All are stopped before the first is killed: a child whose parent is gone, and that cleared its environment, could
+    not be told from others any more, and a stopped process has no more children.
+
     Raises:
         SandboxError: some are still there after the time.
     """
     deadline = time.monotonic() + timeout_s
-    while found := of_sandbox(directory, cluster):
+    stopped: set[Process] = set()
+    while found := set(of_sandbox(directory, cluster)):
         if time.monotonic() > deadline:
-            named = ", ".join(f"{name} ({pid})" for pid, name in found.items())
+            named = ", ".join(f"{process.name} ({process.pid})" for process in sorted(found))
             raise SandboxError(f"ending the sandbox in {directory}: still running after SIGKILL: {named}")
-        for pid in found:
-            _kill_if_ours(pid, directory, cluster, found)
-        time.sleep(0.02)
+        if found <= stopped:
+            for process in found:
+                send(process, signal.SIGKILL)
+            time.sleep(0.02)
+        for process in found - stopped:
+            send(process, signal.SIGSTOP)
+        stopped |= found
 
 
-def end_one(pid: int, directory: Path, with_signal: signal.Signals, *, timeout_s: float = 20) -> bool:
-    """Ends one daemon of this sandbox and waits for its end; False where this pid is none of ours (any more)."""
+def send(process: Process, with_signal: signal.Signals) -> bool:
+    """Signals this process and no later one with its pid; False where it has ended."""
     try:
-        descriptor = os.pidfd_open(pid)
+        descriptor = os.pidfd_open(process.pid)
     except OSError:
         return False
     try:
-        if not _is_marked(_environment(pid), directory, ""):
+        now = _process(process.pid)
+        if now is None or now.start_ticks != process.start_ticks:
             return False
         signal.pidfd_send_signal(descriptor, with_signal)
     except ProcessLookupError:
         return False
     finally:
         os.close(descriptor)
-    wait_until(
-        lambda: not is_daemon(pid, directory), doing=f"waiting for process {pid} to end", log=None, timeout_s=timeout_s
-    )
     return True
 
 
-def is_daemon(pid: int, directory: Path) -> bool:
-    """Whether this pid is a living daemon of the sandbox."""
-    return _stat(pid) is not None and _is_marked(_environment(pid), directory, "")
+def daemon(pid: int, directory: Path) -> Process | None:
+    """The living daemon of this sandbox with this pid; None where it ended or the pid is somebody else's."""
+    process = _process(pid)
+    return process if process and _is_marked(pid, directory, "") else None
 
 
-def _kill_if_ours(pid: int, directory: Path, cluster: str, found: Mapping[int, str]) -> None:
-    """Kills through a pidfd that was opened before a last look, so a reused pid is never hit."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:
-        return  # ended by itself
-    try:
-        stat = _stat(pid)
-        marked = _is_marked(_environment(pid), directory, cluster)
-        if stat is not None and (marked or (stat[0] == found[pid] and stat[1] in found)):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(descriptor)
+def has_ended(process: Process) -> bool:
+    """Whether it is gone (or only its parent has not been told)."""
+    now = _process(process.pid)
+    return now is None or now.start_ticks != process.start_ticks
 
 
-def _is_marked(environment: Mapping[str, str], directory: Path, cluster: str) -> bool:
+def _end_of(log: Path) -> str:
+    return f"the log {log} ends with: {tail(log)}"
+
+
+def _is_marked(pid: int, directory: Path, cluster: str) -> bool:
+    environment = _environment(pid)
     if environment.get(MARK) == str(directory):
         return True
     return bool(cluster) and environment.get("SLURM_CLUSTER_NAME") == cluster and _JOB_MARK in environment
@@ -195,28 +228,16 @@ def _environment(pid: int) -> dict[str, str]:
     return {name: value for name, separator, value in entries if separator}
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
-    """Name and parent; None where it has ended (also where only its parent has not been told yet)."""
+def _process(pid: int) -> Process | None:
+    """None where it has ended, also where only its parent has not been told yet."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     name, _, rest = text.partition("(")[2].rpartition(")")
-    state, parent = rest.split()[:2]
-    return None if state in "ZX" else (name, int(parent))
+    fields = rest.split()
+    return None if fields[0] in "ZX" else Process(pid, name, int(fields[1]), int(fields[19]))
 
 
-def _pids() -> Iterator[int]:
-    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-
-
-def _ourselves(parents: Mapping[int, int]) -> set[int]:
-    chain, pid = set(), os.getpid()
-    while pid > 0 and pid not in chain:
-        chain.add(pid)
-        pid = parents.get(pid, 0)
-    return chain
-
-
-def _as_user(user: str) -> list[str]:
-    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]

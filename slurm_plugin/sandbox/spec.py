@@ -2,7 +2,8 @@
 
 import re
 import string
-from dataclasses import dataclass
+
+import msgspec
 
 from tapfinger_hpc.errors import SandboxError
 
@@ -12,9 +13,8 @@ MAX_NODES = 600
 _PARTITION = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 
 
-@dataclass(frozen=True)
-class SandboxSpec:
-    """The cluster that is wanted. Every node is alike; nodes are dealt to the partitions in order, as evenly as can be."""
+class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cluster that is wanted. Every node is alike; nodes are dealt to partitions in order, as evenly as can be."""
 
     nodes: int = 6
     partitions: int = 3
@@ -37,14 +37,14 @@ class SandboxSpec:
     lease_s: int = 60
     """agent.lease_s in the tapfinger.toml of the sandbox."""
     extra_conf: tuple[str, ...] = ()
-    """Lines at the end of slurm.conf; a later line wins over an earlier one."""
-    tapfinger_toml: str = ""
-    """Text at the end of tapfinger.toml, such as a [partitions.pa] section."""
+    """Lines at the end of slurm.conf; of two lines with one key Slurm takes the later."""
+    extra_toml: str = ""
+    """Text at the end of tapfinger.toml, such as a [partitions.pa] section; the hook is told of its partitions."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("nodes", self.nodes, 1, MAX_NODES),
-            ("partitions", self.partitions, 1, 26 * 26),
+            ("partitions", self.partitions, 1, self.nodes),
             ("gpus", self.gpus, 0, 64),
             ("cpus", self.cpus, 1, 4096),
             ("memory_mb", self.memory_mb, self.cpus, 1 << 30),
@@ -52,11 +52,6 @@ class SandboxSpec:
         ):
             if not low <= value <= high:
                 raise SandboxError(f"sandbox with {name}={value}: expected {low} to {high}")
-        if self.partitions > self.nodes:
-            raise SandboxError(
-                f"sandbox with {self.partitions} partitions and {self.nodes} nodes: each partition needs a node; "
-                "give more nodes or fewer partitions"
-            )
         if self.partition_names and len(self.partition_names) != self.partitions:
             raise SandboxError(
                 f"sandbox with partition names {', '.join(self.partition_names)}: expected {self.partitions} of them"
@@ -77,13 +72,13 @@ class SandboxSpec:
         if self.partition_names:
             return self.partition_names
         letters = string.ascii_lowercase
-        pairs = [*letters, *(a + b for a in letters for b in letters)]
-        return tuple(f"p{letters_}" for letters_ in pairs[: self.partitions])
+        endings = [*letters, *(first + second for first in letters for second in letters)]
+        return tuple(f"p{ending}" for ending in endings[: self.partitions])
 
     def partition_nodes(self) -> dict[str, tuple[str, ...]]:
         """Nodes of every partition, also of the overlapping ones."""
         nodes = self.node_names()
         names = self.partition_order()
-        bounds = [round(index * len(nodes) / len(names)) for index in range(len(names) + 1)]
+        bounds = [index * len(nodes) // len(names) for index in range(len(names) + 1)]
         dealt = {name: nodes[bounds[i] : bounds[i + 1]] for i, name in enumerate(names)}
         return dealt | dict.fromkeys(self.overlapping, nodes)

@@ -4,6 +4,7 @@
 ``sandbox_factory`` starts others (no accounting, no hook, more nodes). All are taken down, also when a test fails.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -34,19 +35,16 @@ def sandbox_factory() -> Iterator[SandboxFactory]:
     """Starts clusters of other kinds; the same spec twice in a session is the same cluster, reset."""
     _skip_where_impossible()
     started: dict[SandboxSpec, Sandbox] = {}
+    with contextlib.ExitStack() as stack:
 
-    def make(spec: SandboxSpec) -> Sandbox:
-        if spec in started and started[spec].directory.exists():
-            started[spec].reset()
-        else:
-            started[spec] = Sandbox.up(spec)
-        return started[spec]
+        def make(spec: SandboxSpec) -> Sandbox:
+            if spec in started and started[spec].directory.exists():
+                started[spec].reset()
+            else:
+                started[spec] = stack.enter_context(Sandbox.up(spec))
+            return started[spec]
 
-    try:
         yield make
-    finally:
-        for one in started.values():
-            one.down()
 
 
 def _skip_where_impossible() -> None:
