@@ -200,7 +200,7 @@ def _sorted_jobs(field: str, jobs: tuple) -> tuple:
 
 
 def _numeric(job_id: str) -> tuple[tuple[int, str], ...]:
-    return tuple((int(part), "") if part.isdigit() else (0, part) for part in job_id.split("_"))
+    return tuple((int(part), "") if part.isdecimal() else (0, part) for part in job_id.split("_"))
 
 
 def _named(noun: str, name: str, items: tuple):
