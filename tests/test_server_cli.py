@@ -19,10 +19,12 @@ import pytest
 
 from policy_server import listen
 from policy_server.app import create_app
+from policy_server.cli import serve
 from policy_server.example import EXAMPLE_STATE
 from policy_server.placer import Placer
 from policy_server.serving import Serving
 from tapfinger_hpc import wire
+from tapfinger_hpc.config import ServerConfig
 from tapfinger_hpc.decision import Decision
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.policies import registry
@@ -343,3 +345,11 @@ def test_a_request_under_way_is_answered_before_the_server_stops(tmp_path: Path)
         Serving([(listener, app)]).run_until_signal(ready=asker.start)
     asker.join(30)
     assert [one.policy.name for one in answers] == ["slow"]
+
+
+def test_the_manual_names_every_route_option_and_key() -> None:
+    manual = (Path(__file__).parent.parent / "docs" / "server.md").read_text(encoding="utf-8")
+    routes = [wire.DECIDE, wire.HEALTH, wire.POLICY, wire.OPENAPI]
+    options = [option for parameter in serve.params for option in parameter.opts if option.startswith("--")]
+    keys = [f"`{field.name}`" for field in msgspec.structs.fields(ServerConfig)]
+    assert [name for name in (*routes, *options, *keys) if name not in manual] == []
