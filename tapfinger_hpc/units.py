@@ -14,8 +14,10 @@ from tapfinger_hpc.state import MAX_AMOUNT, Resources
 _MEMORY_UNITS_MB = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2, "P": 1024**3}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)B?", re.IGNORECASE)
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-_GPU = re.compile(r"(?:gres[:/])?gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?:[:=](?P<count>\d+))?(?:\(.*\))?")
+_GPU = re.compile(r"(?:gres[:/])?gpu(?::(?P<type>[\w.-]*[A-Za-z][\w.-]*))?(?:[:=](?P<count>\d+))?(?:\(.*\))?")
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
+_WORD = re.compile(r"\S+", re.ASCII)
+"""Spaces, digits and letters of the mark are those of ASCII: the Lua hook knows no others."""
 
 
 def memory_mb(text: str) -> int:
@@ -106,7 +108,7 @@ def parse_mark(comment: str | None) -> Mark | None:
     Raises:
         UnitError: the comment begins with ``tapfinger`` but a part of it cannot be read.
     """
-    words = (comment or "").split()
+    words = _WORD.findall(comment or "")
     if not words or words[0] != "tapfinger":
         return None
     parts: dict[str, str] = {}
@@ -129,7 +131,7 @@ def mark_of(parts: Mapping[str, str]) -> Mark:
     if name and not _NAME.fullmatch(name):
         raise UnitError(f"class={name}: expected 1-64 letters, digits, '_', '.', '+' or '-'")
     lease = parts.get("lease")
-    if lease is not None and not (lease.isdigit() and 1 <= int(lease) <= 86400):
+    if lease is not None and not (re.fullmatch(r"[0-9]{1,9}", lease) and 1 <= int(lease) <= 86400):
         raise UnitError(f"lease={lease}: expected 1 to 86400 seconds")
     return Mark(
         gpus=_count_range("gpus", parts.get("gpus"), lowest=0),
@@ -143,7 +145,7 @@ def mark_of(parts: Mapping[str, str]) -> Mark:
 def _count_range(key: str, text: str | None, *, lowest: int) -> Range | None:
     if text is None:
         return None
-    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", text)
     if not match:
         raise UnitError(f"{key}={text}: expected a number or a range such as 1-4")
     return _ordered(key, text, int(match[1]), int(match[2] or match[1]), lowest)
@@ -152,7 +154,7 @@ def _count_range(key: str, text: str | None, *, lowest: int) -> Range | None:
 def _memory_range(text: str | None) -> Range | None:
     if text is None:
         return None
-    match = re.fullmatch(r"(\d{1,9}[KMGT]?)(?:-(\d{1,9}[KMGT]?))?", text, re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,9}[KMGTkmgt]?)(?:-([0-9]{1,9}[KMGTkmgt]?))?", text)
     if not match:
         raise UnitError(f"mem={text}: expected an amount or a range such as 4G-32G")
     return _ordered("mem", text, memory_mb(match[1]), memory_mb(match[2] or match[1]), 1)
