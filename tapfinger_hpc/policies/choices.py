@@ -13,6 +13,8 @@ from tapfinger_hpc.state import ClusterState, PendingJob, Resources
 
 MOST_PER_RESOURCE = 24
 """Longer ranges are thinned out to about this many amounts, evenly on a log scale."""
+GAIN = 0.01
+"""By how much more amounts must shorten a job to be a choice at all."""
 RISK = 2.0
 """Standard deviations of log time between expected time and time limit, below which a job is not slowed down."""
 USUAL_LIMIT = 3.0
@@ -22,7 +24,7 @@ LIMIT_LOG_STD = 0.8
 
 
 class Choices:
-    """Allowed amounts on which the job can run, none better than another in every respect (a Pareto set)."""
+    """Allowed amounts on which the job can run, each faster than all that are less (a Pareto set)."""
 
     def __init__(self, grid: np.ndarray, seconds: np.ndarray) -> None:
         self.grid = grid  # [choice, 3] CPUs, GPUs, MiB; ascending in GPUs, CPUs, MiB
@@ -131,7 +133,7 @@ def _choices(
         no_slower = seconds <= 1.001 * max(asked_s if math.isfinite(asked_s) else 0.0, seconds[runs].min())
         runs = np.asarray(runs & (in_time | no_slower))
     grid, seconds = grid[runs], seconds[runs]
-    best = _undominated(grid, seconds)
+    best = _worth_having(grid, seconds)
     return Choices(grid[best], seconds[best])
 
 
@@ -167,11 +169,14 @@ def _nearest(requested: Resources, minimum: Resources, maximum: Resources) -> tu
     )
 
 
-def _undominated(grid: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    points = np.column_stack([grid, seconds])
-    no_worse = (points[:, None, :] <= points[None, :, :]).all(axis=2)  # [a, b] a is no worse than b anywhere
-    better = no_worse & (points[:, None, :] < points[None, :, :]).any(axis=2)
-    return np.asarray(~better.any(axis=0))
+def _worth_having(grid: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Positions of the amounts that no lesser amounts come within ``GAIN`` of; ``grid`` ascends."""
+    kept: list[int] = []
+    for position in np.arange(len(grid)):
+        lesser = (grid[kept] <= grid[position]).all(axis=1)
+        if not (lesser & (seconds[kept] <= (1 + GAIN) * seconds[position])).any():
+            kept.append(int(position))
+    return np.array(kept, dtype=np.int64)
 
 
 def _thinned(least: int, most: int, asked: int, step: int) -> list[int]:
