@@ -97,6 +97,8 @@ class PendingJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     planned_start_s: Count | None = None
     """When Slurm's own backfill expects to start it; None where Slurm has not said."""
     planned_nodes: tuple[str, ...] = ()
+    ticket: str = ""
+    """Identity of the submission where the cluster gives one: kept when the job is requeued, unlike its submit time."""
 
     def __post_init__(self) -> None:
         if not self.maximum.covers(self.minimum):

@@ -1,0 +1,290 @@
+"""A real Slurm behind the seam: three commands make a state, one command changes a job, and what it did is read back.
+
+``scontrol update`` is not atomic and can lie (rc 0 without effect, rc 1 with effect; measured on 22.05), so nothing it
+says is believed. A job number is used again after a crash of slurmctld, so the submit time is compared before every
+update.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+
+from msgspec.structs import replace
+
+from slurm_plugin import parse
+from slurm_plugin.commands import Answer, Runner, SlurmCommands
+from slurm_plugin.jobs import HOLDING, pending_jobs, running_jobs
+from slurm_plugin.parse import JobRecord
+from tapfinger_hpc.config import Config
+from tapfinger_hpc.decision import TOP_PRIORITY, JobUpdate, Outcome
+from tapfinger_hpc.errors import SlurmError
+from tapfinger_hpc.state import ClusterState, JobKey
+
+_STATES = "--states=PD,R,CG,CF,S,ST,SI,SO,RS,RH,RF,RQ,SE"
+_JOBS_PER_RENEWAL = 400
+"""Keeps the command line well under the system's limit; 300 jobs in one call took 0.8 s."""
+_ATTEMPTS = 4
+_STALE_ERRNO = "Resource temporarily unavailable"
+"""Slurm without accounting says this at random for an update of Partition, out of a stale errno; nothing was wrong."""
+_STARTED_OR_ENDED = ("Job is no longer pending execution", "Job has already finished", "Invalid job id specified")
+
+
+class SlurmCluster:
+    """Observes and changes a Slurm cluster through its commands."""
+
+    def __init__(self, commands: Runner, config: Config, *, now_s: Callable[[], float] = time.time) -> None:
+        self._run = commands
+        self._partitions = config.partitions
+        self._now_s = now_s
+        self._together: dict[str, str] = {}
+        """Of each array with tasks that are still together: how to name them in one update."""
+        self._settings: dict[str, str] | None = None
+
+    @classmethod
+    def from_config(cls, config: Config) -> "SlurmCluster":
+        return cls(SlurmCommands.from_config(config.slurm), config)
+
+    # The seam.
+
+    def observe(self) -> ClusterState:
+        """One snapshot.
+
+        Jobs are read before nodes: one that starts in between is seen waiting with its room already taken, never with
+        room that is gone.
+
+        Raises:
+            SlurmError: a command failed, or said something that cannot be read.
+        """
+        now_s = self._now_s()
+        records = self._records()
+        nodes = parse.nodes(self._text("scontrol", "--oneliner", "--details", "show", "node"))
+        partitions = parse.partitions(
+            self._text("scontrol", "--oneliner", "show", "partition"), (node.name for node in nodes)
+        )
+        self._together = {record.array_id: _together(record) for record in records if record.together}
+        return ClusterState(
+            time_s=now_s,
+            nodes=tuple(nodes),
+            partitions=tuple(partitions),
+            pending=tuple(pending_jobs(records, self._partitions, now_s, memory_counts=self._memory_counts())),
+            running=tuple(running_jobs(records, self._partitions)),
+        )
+
+    def apply(self, update: JobUpdate) -> Outcome:
+        """One ``scontrol update``, then a look at what it did."""
+        try:
+            before = self.job(update.job_id)
+            if before is None or before.submit_s != update.submit_time_s:
+                return Outcome(False, f"job {update.job_id} of {update.submit_time_s} is not there any more")
+            if before.state != "PD":
+                return Outcome(False, f"job {update.job_id} is not pending but {before.state}")
+            if before.priority == 0:
+                # A new priority would lift the hold of an administrator.
+                if update.node:
+                    return Outcome(False, f"job {update.job_id} is held")
+                update = replace(update, priority=None)
+            said = self._update(update, before)
+            after = self.job(update.job_id)
+        except SlurmError as error:
+            return Outcome(False, str(error))
+        why = _difference(update, after, keeps_priority=not self._restores_priority(update, before))
+        if not why:
+            return Outcome(True)
+        return Outcome(False, f"{why}; scontrol said {said.stderr!r}" if said.rc else why)
+
+    def renew(self, jobs: Sequence[JobKey], until_s: int) -> Outcome:
+        """Moves StartTime of these jobs, several hundred with one command; tasks that are still together as one."""
+        names = sorted({self._name_to_renew(job_id) for job_id, _ in jobs})
+        complaints = []
+        for start in range(0, len(names), _JOBS_PER_RENEWAL):
+            part = ",".join(names[start : start + _JOBS_PER_RENEWAL])
+            try:
+                said = self._run(["scontrol", "update", f"JobId={part}", f"StartTime={_utc(until_s)}"])
+            except SlurmError as error:
+                complaints.append(str(error))
+                continue
+            if said.rc:
+                complaints.extend(_complaints(said.stderr))
+        return Outcome(not complaints, "; ".join(complaints))
+
+    # What the janitor and `explain` need besides.
+
+    def job(self, job_id: str) -> JobRecord | None:
+        """The record of one job, also of one that ended a short while ago; None where slurmctld does not know it."""
+        said = self._run(_squeue(f"--jobs={job_id}", "--states=all"))
+        if said.rc and "Invalid job id" in said.stderr:
+            return None
+        records = _read(said)
+        exact = [record for record in records if record.job_id == job_id]
+        if exact:
+            return exact[0]
+        # A task that is still together with others has no record of its own.
+        return next((record for record in records if record.together and _holds(record, job_id)), None)
+
+    def records(self) -> list[JobRecord]:
+        """All jobs that wait or hold nodes."""
+        return self._records()
+
+    def _records(self) -> list[JobRecord]:
+        return _read(self._run(_squeue(_STATES)))
+
+    def _update(self, update: JobUpdate, before: JobRecord) -> Answer:
+        argv = ["scontrol", "update", f"JobId={update.job_id}", *_assignments(update, before, self._memory_counts())]
+        if self._restores_priority(update, before):
+            argv = [word for word in argv if not word.startswith("Priority=")]
+        said = self._run(argv)
+        for _ in range(_ATTEMPTS - 1):
+            if not (said.rc and _STALE_ERRNO in said.stderr):
+                break
+            said = self._run(argv)
+        if self._restores_priority(update, before):
+            # The only way to let Slurm compute it again: an update cannot say so (22.05 refuses INFINITE).
+            self._run(["scontrol", "release", update.job_id])
+        return said
+
+    def _restores_priority(self, update: JobUpdate, before: JobRecord) -> bool:
+        """Whether the priority is to be given back to a Slurm that computes it from age, size and share."""
+        return (
+            update.priority is not None
+            and update.priority != TOP_PRIORITY
+            and before.priority == TOP_PRIORITY
+            and "multifactor" in self._setting("PriorityType")
+        )
+
+    def _name_to_renew(self, job_id: str) -> str:
+        array_id, _, task = job_id.partition("_")
+        together = self._together.get(array_id, "") if task else ""
+        return together or job_id
+
+    def _memory_counts(self) -> bool:
+        return "MEMORY" in self._setting("SelectTypeParameters").upper()
+
+    def _setting(self, key: str) -> str:
+        if self._settings is None:
+            text = self._text("scontrol", "show", "config")
+            self._settings = dict(re.findall(r"^(\w+)\s*= (.*)$", text, re.MULTILINE))
+        return self._settings.get(key, "").strip()
+
+    def _text(self, *argv: str) -> str:
+        return self._run(argv).checked().decode("utf-8", "replace")
+
+
+def _squeue(*options: str) -> list[str]:
+    return ["squeue", "--noheader", "--all", "--noconvert", f"--Format={parse.SQUEUE_FORMAT}", *options]
+
+
+def _read(said: Answer) -> list[JobRecord]:
+    text = said.checked()
+    if "Invalid job format" in said.stderr:
+        # squeue leaves the column out and goes on, which would shift all others.
+        raise SlurmError(
+            f"squeue: {said.stderr}: this Slurm lacks a column that tapfinger reads (22.05 or newer is needed)"
+        )
+    return parse.jobs(text)
+
+
+def _assignments(update: JobUpdate, before: JobRecord, memory_counts: bool) -> list[str]:
+    """The update in scontrol's words. All in one call: half an update must not start."""
+    words: list[str] = []
+    if update.partition is not None:
+        words.append(f"Partition={update.partition}")
+    if update.node is not None:
+        words.append(f"ReqNodeList={update.node}")
+    if update.amounts is not None:
+        words += _amount_words(update, before, memory_counts)
+    if update.priority is not None:
+        words.append(f"Priority={update.priority}")
+    if update.begin_s is not None:
+        words.append(f"StartTime={_utc(update.begin_s) if update.begin_s else 'now'}")
+    return words
+
+
+def _amount_words(update: JobUpdate, before: JobRecord, memory_counts: bool) -> list[str]:
+    amounts = update.amounts
+    assert amounts is not None
+    words = [
+        "NumNodes=1",
+        f"NumTasks={update.tasks}",
+        f"NumCPUs={amounts.cpus}",
+        # Without it a job cannot shrink: 16 CPUs stay 16, and scontrol says all is well.
+        f"MinCPUsNode={amounts.cpus}",
+        f"CPUsPerTask={amounts.cpus // update.tasks}",
+    ]
+    if memory_counts and amounts.mem_mb:
+        words.append(f"MinMemoryNode={amounts.mem_mb}")
+    if amounts.gpus:
+        kind = f":{update.gpu_type}" if update.gpu_type else ""
+        words.append(f"Gres=gpu{kind}:{amounts.gpus}")
+    elif before.amounts.gpus:
+        # Gres=gpu:0 and Gres= leave the job its GPUs; an empty TresPerNode takes them (22.05).
+        words.append("TresPerNode=")
+    return words
+
+
+def _difference(update: JobUpdate, after: JobRecord | None, *, keeps_priority: bool) -> str:
+    """What of the update is not to be seen in the job; "" where all of it is."""
+    if after is None:
+        return f"job {update.job_id} is gone"
+    if after.submit_s != update.submit_time_s:
+        return f"job {update.job_id} is another one now, of {after.submit_s}"
+    if after.state in HOLDING or (after.state != "PD" and after.nodes):
+        return _difference_running(update, after)
+    if after.state != "PD":
+        return f"job {update.job_id} is not pending but {after.state}"
+    pairs: list[tuple[str, object, object]] = []
+    if update.partition is not None:
+        pairs.append(("partition", set(update.partition.split(",")), set(after.partitions)))
+    if update.node is not None:
+        pairs.append(("node", {update.node} - {""}, set(after.asked_nodes)))
+    if update.amounts is not None:
+        pairs.append(("amounts", str(update.amounts), str(after.amounts)))
+        pairs.append(("tasks", update.tasks, after.tasks))
+    if update.priority is not None and keeps_priority:
+        pairs.append(("priority", update.priority, after.priority))
+    if update.begin_s:
+        pairs.append(("earliest start", update.begin_s, after.eligible_s))
+    for what, wanted, found in pairs:
+        if wanted != found:
+            return f"{what} of job {update.job_id} is {found}, not {wanted}"
+    return ""
+
+
+def _difference_running(update: JobUpdate, after: JobRecord) -> str:
+    if update.node and after.nodes != (update.node,):
+        return f"job {update.job_id} runs on {','.join(after.nodes)}, not on {update.node}"
+    if update.node is None or not update.node or update.amounts is None:
+        return f"job {update.job_id} runs already"
+    # Slurm grants whole cores.
+    granted = after.amounts
+    exact = (granted.gpus, granted.mem_mb) == (update.amounts.gpus, update.amounts.mem_mb)
+    if not exact or granted.cpus < update.amounts.cpus:
+        return f"job {update.job_id} runs with {granted}, not with {update.amounts}"
+    return ""
+
+
+def _together(record: JobRecord) -> str:
+    numbers = record.array_tasks.partition("%")[0]
+    # An expression that was cut names too few: then the array as a whole, of which started tasks are passed over.
+    return record.array_id if "." in numbers or "array_tasks" in record.cut else f"{record.array_id}_[{numbers}]"
+
+
+def _holds(record: JobRecord, job_id: str) -> bool:
+    array_id, _, task = job_id.partition("_")
+    if array_id != record.array_id or not task.isdigit():
+        return not task and array_id == record.array_id
+    numbers, _ = parse.array_tasks(record.array_tasks, 1_000_000)
+    return int(task) in numbers
+
+
+def _complaints(stderr: str) -> Iterable[str]:
+    """What scontrol says of a renewal, without the jobs that started or ended meanwhile."""
+    for line in stderr.splitlines():
+        passed_over = any(text in line for text in _STARTED_OR_ENDED) or line.endswith("No error")
+        if line.strip() and not passed_over:
+            yield line.strip()
+
+
+def _utc(epoch_s: int) -> str:
+    """A time for scontrol, which runs with TZ=UTC."""
+    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")

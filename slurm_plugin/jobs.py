@@ -1,0 +1,221 @@
+"""From Slurm's records to the jobs of a ClusterState: what is ours, what may start, what is held. Pure.
+
+What makes a job ours is the mark in its comment (or its partition's configuration) together with the lease in
+AdminComment, which only the submit hook and administrators can write.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from slurm_plugin import parse
+from slurm_plugin.parse import JobRecord
+from tapfinger_hpc.config import PartitionConfig, partition_mark
+from tapfinger_hpc.errors import UnitError
+from tapfinger_hpc.state import PendingJob, Resources, RunningJob, Share
+from tapfinger_hpc.units import Mark, parse_mark
+
+ARRAY_WINDOW = 16
+"""How many waiting tasks of one array are looked at; the others follow as these start."""
+
+HOLDING = {"R", "CG", "CF", "S", "ST", "SI", "SO", "RS"}
+"""States in which a job has a node: running, completing, configuring, suspended, stopped, being resized."""
+
+_LEASE = re.compile(r"(?:^|\s)tapfinger lease=(\d+) ticket=(\S+)")
+_LEFT = re.compile(r"(?:^|\s)tapfinger left: (.*)")
+_STARTABLE = ("None", "Priority", "Resources", "BeginTime", "ReqNodeNotAvail", "Nodes required", "(null)")
+"""Reasons of room, order or lease; all others (limits, holds, licenses) stop the job wherever it is put."""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """What the hook wrote into AdminComment of a job that it took."""
+
+    lease_s: int
+    ticket: str
+    """Identity of the submission: kept through a requeue, not shared by a later job of the same number."""
+
+
+def lease_of(admin_comment: str) -> Lease | None:
+    """The hook's lease; None for a job that it did not take."""
+    match = _LEASE.search(admin_comment)
+    return Lease(int(match[1]), match[2]) if match else None
+
+
+def why_left(admin_comment: str) -> str:
+    """Why the hook left the job to Slurm; "" where it did not say so."""
+    match = _LEFT.search(admin_comment)
+    return match[1] if match else ""
+
+
+def pending_jobs(
+    records: Sequence[JobRecord], partitions: Mapping[str, PartitionConfig], now_s: float, *, memory_counts: bool
+) -> list[PendingJob]:
+    """The waiting jobs of a snapshot; tasks of an array one by one, the first few of each.
+
+    Args:
+        records: all jobs of the snapshot, because a limit on an array counts those that run.
+        partitions: those whose jobs are managed by configuration.
+        now_s: time of the snapshot.
+        memory_counts: whether memory is a consumable resource in this cluster.
+    """
+    active = _active_tasks(records)
+    jobs = []
+    for record in records:
+        if record.state != "PD" or not record.partitions:
+            continue
+        job = _pending(record, partitions, now_s, memory_counts=memory_counts)
+        jobs.extend(_tasks(record, job, active.get(record.array_id, 0)) if record.together else [job])
+    return jobs
+
+
+def running_jobs(records: Iterable[JobRecord], partitions: Mapping[str, PartitionConfig]) -> list[RunningJob]:
+    """The jobs that hold nodes, with their amounts shared out evenly among their nodes.
+
+    Slurm can tell the exact share of each node, but only at the price of one more and longer command a cycle; it
+    matters for jobs of several nodes alone, and there only for what is expected to become free later.
+    """
+    return [_running(record, partitions) for record in records if record.state in HOLDING and record.nodes]
+
+
+def _pending(
+    record: JobRecord, partitions: Mapping[str, PartitionConfig], now_s: float, *, memory_counts: bool
+) -> PendingJob:
+    mark, why = _mark(record, partitions)
+    lease = lease_of(record.admin_comment)
+    why = why or _why_not_managed(record, mark, lease, memory_counts=memory_counts)
+    managed = not why
+    minimum, maximum = mark.bounds(record.amounts) if mark and managed else (record.amounts, record.amounts)
+    blocked = _why_not_eligible(record, now_s, leased=managed)
+    planned = _is_planned(record, now_s) and not managed
+    return PendingJob(
+        job_id=record.job_id,
+        submit_time_s=record.submit_s,
+        partitions=record.partitions,
+        requested=record.amounts,
+        minimum=minimum,
+        maximum=maximum,
+        tasks=record.tasks,
+        nodes_wanted=1 if managed else record.node_count,
+        user=record.user,
+        job_class=mark.job_class if mark else "",
+        gpu_type=record.gpu_type,
+        time_limit_s=record.time_limit_s,
+        priority=record.priority,
+        managed=managed,
+        eligible=not blocked,
+        why=why if not managed and mark is not None else blocked or why,
+        lease_until_s=record.eligible_s if managed else None,
+        planned_start_s=record.start_s if planned else None,
+        planned_nodes=record.planned_nodes if planned else (),
+        ticket=lease.ticket if lease else "",
+    )
+
+
+def _mark(record: JobRecord, partitions: Mapping[str, PartitionConfig]) -> tuple[Mark | None, str]:
+    """The declared ranges, or None and why the job is not ours. "" as reason where the mark can be used."""
+    if "comment" in record.cut and record.comment.split()[:1] == ["tapfinger"]:
+        return Mark(), "its comment is too long to be read"
+    try:
+        mark = parse_mark(record.comment)
+    except UnitError as error:
+        return Mark(), str(error)
+    configured = [partitions[name] for name in record.partitions if name in partitions]
+    if mark is None and len(configured) < len(record.partitions):
+        return None, "not marked"
+    for partition in configured:
+        mark = _merged(mark or Mark(), partition_mark(partition))
+    return mark, ""
+
+
+def _merged(mark: Mark, default: Mark) -> Mark:
+    """The job's own ranges, and those of the first of its partitions that gives any where it declares none."""
+    return replace(
+        mark, gpus=mark.gpus or default.gpus, cpus=mark.cpus or default.cpus, mem_mb=mark.mem_mb or default.mem_mb
+    )
+
+
+def _why_not_managed(record: JobRecord, mark: Mark | None, lease: Lease | None, *, memory_counts: bool) -> str:
+    """Why a job with a mark is left to Slurm; "" where it is ours."""
+    if left := why_left(record.admin_comment):
+        return left
+    if lease is None:
+        return "the submit hook did not lease it"
+    if not record.batch or record.het_id:
+        return "not an ordinary batch job"
+    if record.asked_nodes:
+        return f"it asks for node {','.join(record.asked_nodes)}"
+    if record.constraint:
+        return f"it asks for {record.constraint}"
+    if record.exclusive:
+        return "it asks for a whole node"
+    if "partition" in record.cut:
+        return "its list of partitions is too long to be read"
+    if record.node_count > 1:
+        return f"it asks for {record.node_count} nodes"
+    assert mark is not None
+    if memory_counts and not record.amounts.mem_mb and mark.mem_mb is None:
+        return "it asks for all memory of a node"
+    return ""
+
+
+def _why_not_eligible(record: JobRecord, now_s: float, *, leased: bool) -> str:
+    """Why it could not start even if there were room; "" where it could."""
+    if record.priority == 0:
+        return f"held ({record.reason})"
+    if record.dependent:
+        return f"it waits for other jobs ({record.reason})"
+    if record.reason and not record.reason.startswith(_STARTABLE):
+        return record.reason
+    if not leased and record.eligible_s is not None and record.eligible_s > now_s:
+        return f"it begins at {record.eligible_s}"
+    return ""
+
+
+def _is_planned(record: JobRecord, now_s: float) -> bool:
+    return record.start_s is not None and record.start_s > now_s and bool(record.planned_nodes)
+
+
+def _tasks(record: JobRecord, job: PendingJob, active: int) -> list[PendingJob]:
+    """One job for each of the first waiting tasks; those beyond the array's own limit may not start yet."""
+    numbers, limit = parse.array_tasks(record.array_tasks, ARRAY_WINDOW)
+    startable = len(numbers) if limit is None else max(0, limit - active)
+    tasks = []
+    for position, number in enumerate(numbers):
+        task = replace(job, job_id=f"{record.array_id}_{number}")
+        if position >= startable:
+            task = replace(task, eligible=False, why=task.why or f"the array runs {limit} tasks at a time")
+        tasks.append(task)
+    return tasks
+
+
+def _active_tasks(records: Iterable[JobRecord]) -> dict[str, int]:
+    """How many tasks of each array hold nodes now."""
+    active: dict[str, int] = {}
+    for record in records:
+        if record.array_tasks and record.state in HOLDING:
+            active[record.array_id] = active.get(record.array_id, 0) + 1
+    return active
+
+
+def _running(record: JobRecord, partitions: Mapping[str, PartitionConfig]) -> RunningJob:
+    mark, why = _mark(record, partitions)
+    return RunningJob(
+        job_id=record.job_id,
+        submit_time_s=record.submit_s,
+        partition=record.partitions[0] if record.partitions else "",
+        shares=_shares(record),
+        start_time_s=record.start_s or 0,
+        end_limit_s=record.end_s if record.time_limit_s is not None else None,
+        user=record.user,
+        job_class=mark.job_class if mark else "",
+        managed=not why and lease_of(record.admin_comment) is not None,
+    )
+
+
+def _shares(record: JobRecord) -> tuple[Share, ...]:
+    count = len(record.nodes)
+    amounts = record.amounts
+    each = Resources(-(-amounts.cpus // count), -(-amounts.gpus // count), -(-amounts.mem_mb // count))
+    return tuple(Share(node, each) for node in record.nodes)

@@ -1,0 +1,358 @@
+"""Reads what squeue and scontrol print, from Slurm 22.05 to 26.05, into records. Pure: bytes in, values out.
+
+Jobs are read in columns of fixed width and never split at a separator: a job name or comment may hold newlines,
+``JobId=7`` or any separator there is, and must not pass for another field, let alone for another job. Nodes and
+partitions, which only administrators write, are read as ``Key=Value``.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from tapfinger_hpc import units
+from tapfinger_hpc.errors import SlurmError, UnitError
+from tapfinger_hpc.state import Node, Partition, Resources
+
+COLUMNS: dict[str, tuple[str, int]] = {
+    # our name: (squeue's name, bytes). A value that fills its column may have been cut.
+    "number": ("JobID", 12),
+    "array_id": ("ArrayJobID", 12),
+    "array_tasks": ("ArrayTaskID", 208),
+    "het_id": ("HetJobID", 12),
+    "user": ("UserName", 64),
+    "state": ("StateCompact", 4),
+    "reason": ("Reason", 80),
+    "batch": ("BatchFlag", 3),
+    "partition": ("Partition", 160),
+    "submit_s": ("SubmitTime", 14),
+    "eligible_s": ("EligibleTime", 14),
+    "start_s": ("StartTime", 14),
+    "end_s": ("EndTime", 14),
+    "time_limit": ("TimeLimit", 16),
+    "priority": ("PriorityLong", 14),
+    "cpus": ("NumCPUs", 14),
+    "tasks": ("NumTasks", 10),
+    "tres": ("tres-alloc", 160),
+    "tres_per_node": ("tres-per-node", 64),
+    "tres_per_job": ("tres-per-job", 64),
+    "tres_per_task": ("tres-per-task", 64),
+    "tres_per_socket": ("tres-per-socket", 32),
+    "dependency": ("Dependency", 24),
+    "nodes": ("NodeList", 400),
+    "asked_nodes": ("ReqNodes", 120),
+    "planned_nodes": ("SchedNodes", 200),
+    "features": ("Feature", 32),
+    "reservation": ("Reservation", 32),
+    "licenses": ("Licenses", 32),
+    "sharing": ("OverSubscribe", 8),
+    "restarts": ("RestartCnt", 8),
+    "comment": ("Comment", 320),
+    "admin_comment": ("admin_comment", 320),
+}
+"""The table of what is asked of squeue: one order, one width each, for every version."""
+
+SQUEUE_FORMAT = ",".join(f"{name}:{width}" for name, width in COLUMNS.values())
+_RECORD_BYTES = sum(width for _, width in COLUMNS.values()) + 1
+_ABSENT = {"", "N/A", "(null)", "NULL", "None", "Unknown", "n/a"}
+
+FREE_TEXT = ("comment", "admin_comment")
+"""Columns whose value is text of somebody; "N/A" in them is a word like another."""
+
+
+class JobRecord(msgspec.Struct, frozen=True):
+    """One line of squeue: a job, a task of an array, or the tasks of an array that are still together."""
+
+    number: str
+    array_id: str
+    array_tasks: str
+    """"" for an ordinary job, ``7`` for one task, ``2-20%2`` for tasks that are still together."""
+    het_id: str
+    user: str
+    state: str
+    """Slurm's short form: PD, R, CG, and so on."""
+    reason: str
+    batch: bool
+    partitions: tuple[str, ...]
+    submit_s: int
+    eligible_s: int | None
+    start_s: int | None
+    end_s: int | None
+    time_limit_s: int | None
+    priority: int
+    tasks: int
+    amounts: Resources
+    """Requested while it waits, granted while it runs; on all nodes together."""
+    node_count: int
+    gpu_type: str
+    dependent: bool
+    nodes: tuple[str, ...]
+    """Those that it has; () while it waits, and where the list is too long to be read."""
+    asked_nodes: tuple[str, ...]
+    planned_nodes: tuple[str, ...]
+    constraint: str
+    """What it asks for besides amounts, such as ``features a100``; "" if nothing."""
+    exclusive: bool
+    restarts: int
+    comment: str
+    admin_comment: str
+    cut: tuple[str, ...] = ()
+    """Columns that were too narrow."""
+
+    @property
+    def together(self) -> bool:
+        """Whether it stands for several tasks of an array."""
+        return self.array_tasks != "" and not self.array_tasks.isdigit()
+
+    @property
+    def job_id(self) -> str:
+        """As users write it: ``123``, ``123_4``, or ``123`` for tasks of an array that are still together."""
+        if not self.array_tasks:
+            return self.number
+        return self.array_id if self.together else f"{self.array_id}_{self.array_tasks}"
+
+
+def jobs(text: bytes) -> list[JobRecord]:
+    """The records of ``squeue --noheader --noconvert --Format=SQUEUE_FORMAT``.
+
+    Raises:
+        SlurmError: the text is not made of such records.
+    """
+    if len(text) % _RECORD_BYTES:
+        raise SlurmError(f"squeue: {len(text)} bytes are no whole number of records of {_RECORD_BYTES}")
+    return [_job(text[start : start + _RECORD_BYTES]) for start in range(0, len(text), _RECORD_BYTES)]
+
+
+def nodes(text: str) -> list[Node]:
+    """The nodes of ``scontrol --oneliner --detail show node``."""
+    return [_node(fields) for fields in _lines_of_fields(text, "NodeName")]
+
+
+def partitions(text: str, known: Iterable[str]) -> list[Partition]:
+    """The partitions of ``scontrol --oneliner show partition``, with those of their nodes that are known."""
+    names = set(known)
+    return [
+        Partition(
+            name=fields["PartitionName"],
+            nodes=tuple(name for name in host_list(_given(fields.get("Nodes", ""))) if name in names),
+            up=fields.get("State", "UP") == "UP",
+            max_time_s=units.duration_s(fields.get("MaxTime", "UNLIMITED")),
+        )
+        for fields in _lines_of_fields(text, "PartitionName")
+    ]
+
+
+def host_list(text: str) -> tuple[str, ...]:
+    """The names in a folded host list such as ``n[1-3,07],login``, in its order."""
+    names: list[str] = []
+    for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
+        names.extend(_unfolded(part))
+    return tuple(names)
+
+
+def array_tasks(expression: str, most: int) -> tuple[tuple[int, ...], int | None]:
+    """The first task numbers of ``2-20:2,30%4``, at most this many, and the limit after ``%`` (None without one).
+
+    An expression that Slurm cut short (``1,3,5,...``) gives the numbers before the cut.
+    """
+    numbers_text, _, limit = expression.strip("[]").partition("%")
+    numbers: list[int] = []
+    for part in numbers_text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if not match:
+            break
+        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+        numbers.extend(range(first, min(last, first + most * step) + 1, max(1, step)))
+        if len(numbers) >= most:
+            break
+    return tuple(numbers[:most]), int(limit) if limit.isdigit() else None
+
+
+def _job(record: bytes) -> JobRecord:
+    columns, cut = _columns(record)
+    given = {name: columns[name] if name in FREE_TEXT else _given(columns[name]) for name in COLUMNS}
+    number = given["number"]
+    if not number.isdigit() or not record.endswith(b"\n"):
+        raise SlurmError(f"squeue: expected a job id, found {record[:12]!r}: is this Slurm older than 22.05?")
+    try:
+        amounts, gpu_type = _amounts(given)
+        return JobRecord(
+            number=number,
+            array_id=given["array_id"],
+            array_tasks=given["array_tasks"],
+            het_id=given["het_id"] if given["het_id"] != "0" else "",
+            user=given["user"],
+            state=given["state"],
+            # Some versions print the words of a reason with underscores.
+            reason=columns["reason"].replace("_", " "),
+            batch=given["batch"] == "1",
+            partitions=tuple(filter(None, given["partition"].split(","))),
+            submit_s=_seconds(given["submit_s"]) or 0,
+            eligible_s=_seconds(given["eligible_s"]),
+            start_s=_seconds(given["start_s"]),
+            end_s=_seconds(given["end_s"]),
+            time_limit_s=_time_limit_s(columns["time_limit"]),
+            priority=int(given["priority"] or 0),
+            tasks=max(1, _count(given["tasks"])),
+            amounts=amounts,
+            node_count=_node_count(given),
+            gpu_type=gpu_type,
+            dependent=given["dependency"] != "",
+            nodes=() if "nodes" in cut else host_list(given["nodes"]),
+            asked_nodes=host_list(given["asked_nodes"]),
+            planned_nodes=() if "planned_nodes" in cut else host_list(given["planned_nodes"]),
+            constraint=_constraint(given),
+            exclusive=given["sharing"] in {"NO", "USER", "MCS", "TOPO"},
+            restarts=int(given["restarts"] or 0),
+            comment=_text(columns["comment"]),
+            admin_comment=_text(columns["admin_comment"]),
+            cut=cut,
+        )
+    except (UnitError, ValueError) as error:
+        raise SlurmError(f"squeue: job {number}: {error}") from error
+
+
+def _columns(record: bytes) -> tuple[dict[str, str], tuple[str, ...]]:
+    columns, cut, position = {}, [], 0
+    for name, (_, width) in COLUMNS.items():
+        value = record[position : position + width]
+        position += width
+        if not value.endswith(b" "):
+            cut.append(name)
+        columns[name] = value.decode("utf-8", "replace").rstrip(" ")
+    return columns, tuple(cut)
+
+
+def _given(value: str) -> str:
+    value = value.strip()
+    return "" if value in _ABSENT else value
+
+
+def _text(value: str) -> str:
+    """A comment; squeue prints ``(null)`` where there is none."""
+    return "" if value == "(null)" else value
+
+
+def _seconds(value: str) -> int | None:
+    return int(value) if value.isdigit() else None
+
+
+def _time_limit_s(value: str) -> int | None:
+    # NOT_SET: the partition's default applies, and that is put in place before the job is listed as a rule.
+    return None if value in {"NOT_SET", "INVALID"} else units.duration_s(value or "UNLIMITED")
+
+
+def _count(value: str) -> int:
+    """``4``, or the least of ``4-8``."""
+    return int(value.partition("-")[0] or 0)
+
+
+def _node_count(given: dict[str, str]) -> int:
+    return max(1, _count(units.tres(given["tres"]).get("node", "1")))
+
+
+def _amounts(given: dict[str, str]) -> tuple[Resources, str]:
+    tres = units.tres(given["tres"])
+    gpus, gpu_type = _gpus(given, tres)
+    cpus = _count(tres.get("cpu", "")) or _count(given["cpus"])
+    return Resources(cpus, gpus, units.memory_mb(tres.get("mem", "0"))), gpu_type
+
+
+def _gpus(given: dict[str, str], tres: dict[str, str]) -> tuple[int, str]:
+    """GPUs of a job, from its request where TRES does not tell (GPUs are not in AccountingStorageTRES).
+
+    A waiting job whose request was cleared keeps its old TRES until it starts (22.05), so without a request it has
+    none, whatever TRES says.
+    """
+    scale = {
+        "tres_per_job": 1,
+        "tres_per_node": _node_count(given),
+        "tres_per_task": max(1, _count(given["tasks"])),
+        "tres_per_socket": 1,
+    }
+    asked = {name: units.gpus(given[name]) for name in scale if given[name]}
+    total, gpu_type = max(
+        ((count * scale[name], kind) for name, (count, kind) in asked.items()), default=(0, ""), key=lambda one: one[0]
+    )
+    counted, _ = units.gpus(given["tres"])
+    waits = given["state"] == "PD"
+    if waits and not any(count for count, _ in asked.values()):
+        return 0, ""
+    return counted or total, gpu_type
+
+
+def _constraint(given: dict[str, str]) -> str:
+    return ", ".join(f"{name} {given[name]}" for name in ("features", "reservation", "licenses") if given[name])
+
+
+_FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w:/]*)=")
+
+
+def _lines_of_fields(text: str, first: str) -> list[dict[str, str]]:
+    """One dictionary for each line that begins with this key. A value reaches to the next ``Key=``."""
+    records = []
+    for line in text.splitlines():
+        found = list(_FIELD.finditer(line))
+        if not found or found[0][1] != first:
+            continue
+        ends = [match.start() for match in found[1:]] + [len(line)]
+        fields: dict[str, str] = {}
+        for match, end in zip(found, ends, strict=True):
+            # The first counts: a Reason or Comment comes later and may contain anything.
+            fields.setdefault(match[1], line[match.end() : end].strip())
+        records.append(fields)
+    return records
+
+
+_CLOSED = {
+    "DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING", "FUTURE", "INVAL", "INVALID_REG", "MAINT",
+    "NOT_RESPONDING", "NO_RESPOND", "PERFCTRS", "POWERING_DOWN", "POWER_DOWN", "REBOOT", "REBOOT_ISSUED",
+    "REBOOT_REQUESTED", "RESERVED", "UNKNOWN",
+}  # fmt: skip
+"""Words of a node's state with which nothing new starts there. A node that is powered down is woken for a job."""
+
+
+def _node(fields: dict[str, str]) -> Node:
+    name = fields.get("NodeName", "")
+    try:
+        gpus, gpu_type = units.gpus(_given(fields.get("Gres", "")))
+        used_gpus, _ = units.gpus(_given(fields.get("GresUsed", "")))
+        # CPUEfctv leaves out the cores kept for the system; it came with 22.05.
+        cpus = int(fields.get("CPUEfctv") or fields["CPUTot"])
+        mem_mb = max(0, int(fields["RealMemory"]) - int(fields.get("MemSpecLimit", "0")))
+        capacity = Resources(cpus, gpus, mem_mb)
+        used = Resources(int(fields["CPUAlloc"]), used_gpus, int(fields["AllocMem"]))
+        step = int(fields.get("ThreadsPerCore", "1"))
+    except (KeyError, ValueError) as error:
+        raise SlurmError(f"scontrol show node: {name or 'a node'}: cannot read {error}") from error
+    return Node(
+        name=name,
+        capacity=capacity,
+        free=capacity - used,
+        available=_open(fields.get("State", "UNKNOWN")),
+        gpu_type=gpu_type,
+        cpu_step=step,
+    )
+
+
+def _open(state: str) -> bool:
+    """``MIXED+PLANNED`` is open, ``IDLE+DRAIN`` and ``DOWN*`` (it does not answer) are not."""
+    words = state.split("+")
+    if any(word.endswith(("*", "$", "@", "%")) for word in words):
+        return False
+    return not {word.rstrip("*~#!%$@^-").upper() for word in words} & _CLOSED
+
+
+def _unfolded(part: str) -> Sequence[str]:
+    match = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", part)
+    if not match:
+        return [part.strip()]
+    before, inside, after = match.groups()
+    middles: list[str] = []
+    for item in inside.split(","):
+        first, dash, last = item.partition("-")
+        if dash and first.isdigit() and last.isdigit():
+            middles.extend(str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+        else:
+            middles.append(item)
+    return [before + middle + rest for middle in middles for rest in _unfolded(after)]
