@@ -43,25 +43,25 @@ class Outlook:
         """When amounts are first expected free, [row, node]; infinity where never.
 
         Args:
-            taken: what is taken from each node, [row, node, 3].
+            taken: what is taken from each node, [3, row, node].
             could: whether the node could ever have them, [row, node].
         """
-        roomy = (taken[:, :, None, :] <= self._steps[None, :, :, :]).all(axis=3)  # [row, node, step]
+        roomy = (taken[:, :, :, None] <= self._steps[:, None, :, :]).all(axis=0)  # [row, node, step]
         moments = np.where(roomy & could[:, :, None], self._times[None, :, :], math.inf)
         return np.asarray(moments.min(axis=2))
 
     def _lay_out(self) -> None:
         most = 1 + max((len(releases) for releases in self._releases), default=0)
         self._times = np.full((len(self._nodes), most), math.inf)  # [node, step]
-        self._steps = np.zeros((len(self._nodes), most, 3), dtype=np.int64)  # [node, step, 3] free from then on
+        self._steps = np.zeros((3, len(self._nodes), most), dtype=np.int64)  # [3, node, step] free from then on
         for column, releases in enumerate(self._releases):
             free = self._free[column]
             self._times[column, 0] = 0.0
-            self._steps[column] = free
+            self._steps[:, column] = free[:, None]
             for step, (rest_s, amounts) in enumerate(sorted(releases), start=1):
                 free = free + amounts
                 self._times[column, step] = rest_s
-                self._steps[column, step:] = free
+                self._steps[:, column, step:] = free[:, None]
 
 
 def remaining_s(state: ClusterState, running: RunningJob) -> float:

@@ -94,17 +94,20 @@ class _Market:
         self._owner = np.repeat(np.arange(len(jobs)), sizes)  # [row] job
         self._grid = np.concatenate([table.grid for table in tables])  # [row, 3]
         self._seconds = np.concatenate([table.seconds for table in tables])  # [row]
-        self._capacity = np.array([row_of(node.capacity) for node in self._nodes])  # [node, 3]
-        self._free = np.array([row_of(node.free) for node in self._nodes])  # [node, 3]
+        # The three resources come first in these arrays: numpy compares and adds up along the first axis fastest.
+        self._capacity = np.array([row_of(node.capacity) for node in self._nodes]).T  # [3, node]
+        self._free = np.array([row_of(node.free) for node in self._nodes]).T  # [3, node]
         self._reach = np.zeros((len(jobs), len(self._nodes)), dtype=bool)  # [job, node]
         for position, way in enumerate(self._ways):
             self._reach[position, list(way)] = True
         # Slurm hands out whole cores.
         step = np.array([node.cpu_step for node in self._nodes])
-        self._taken = np.repeat(self._grid[:, None, :], len(self._nodes), axis=1)  # [row, node, 3]
-        self._taken[:, :, 0] = -(-self._taken[:, :, 0] // step) * step
-        self._could = self._reach[self._owner] & (self._taken <= self._capacity).all(axis=2)  # [row, node]
+        self._taken = np.repeat(self._grid.T[:, :, None], len(self._nodes), axis=2)  # [3, row, node]
+        self._taken[0] = -(-self._taken[0] // step) * step
+        self._could = self._reach[self._owner] & (self._taken <= self._capacity[:, None, :]).all(axis=0)  # [row, node]
         self._share = self._shares()  # [row, node]
+        self._half = np.array([[0.5], [0.5], [0.0]]) / np.maximum(self._capacity, 1)  # [3, node]
+        self._taken_half = (self._taken * self._half[:, None, :]).sum(axis=0)  # [row, node]
         self._queued = np.ones(len(jobs), dtype=bool)  # not placed
         self._settled = np.zeros(len(jobs), dtype=bool)  # placed, or better off waiting
         self._refused: dict[tuple[int, int], int] = {}
@@ -130,11 +133,11 @@ class _Market:
 
     def _shares(self) -> np.ndarray:
         """How much of each node each choice takes, [row, node]: weighted over the resources."""
-        parts = self._taken / np.maximum(self._capacity, 1)
-        weights = np.tile([self._prices.cpu, 1.0, self._prices.mem], (len(self._nodes), 1))
-        weights[self._capacity[:, 1] == 0, 0] = 1.0  # without GPUs, CPUs are what is scarce
+        parts = self._taken / np.maximum(self._capacity, 1)[:, None, :]
+        weights = np.tile([[self._prices.cpu], [1.0], [self._prices.mem]], len(self._nodes))  # [3, node]
+        weights[0, self._capacity[1] == 0] = 1.0  # without GPUs, CPUs are what is scarce
         scarcest = self._prices.scarcest
-        return np.asarray((1 - scarcest) * (parts * weights).sum(axis=2) + scarcest * parts.max(axis=2))
+        return np.asarray((1 - scarcest) * (parts * weights[:, None, :]).sum(axis=0) + scarcest * parts.max(axis=0))
 
     def _costs(self) -> np.ndarray:
         """What each choice costs, [row, node]: the job's own time and what it delays others."""
@@ -155,9 +158,10 @@ class _Market:
         if self._settled.all():
             return None
         self._cost = self._costs()
-        left = (self._free - self._taken)[:, :, :2] / np.maximum(self._capacity[:, :2], 1)  # [row, node, 2]
-        fits = self._could & (self._taken <= self._free).all(axis=2) & (self._seconds[:, None] <= self._kept_for)
-        self._now = np.where(fits, self._cost * (1 + self._prices.packing * left.mean(axis=2)), math.inf)
+        left = (self._free * self._half).sum(axis=0) - self._taken_half  # [row, node] mean share of CPUs and GPUs
+        fits = self._could & (self._taken <= self._free[:, None, :]).all(axis=0)
+        fits &= self._seconds[:, None] <= self._kept_for
+        self._now = np.where(fits, self._cost * (1 + self._prices.packing * left), math.inf)
         cost = np.where(self._settled, math.inf, self._least(self._now))
         finite = np.isfinite(cost)
         if not finite.any():
@@ -189,14 +193,14 @@ class _Market:
             -cost,
             self._runners_up(job, (int(row), int(column)), later),
         )
-        self._free[column] = np.maximum(self._free[column] - self._taken[rows][row, column], 0)
+        self._free[:, column] = np.maximum(self._free[:, column] - self._taken[:, rows][:, row, column], 0)
         self._outlook.place(int(column), seconds, fit.granted(node, amounts))
         self._running[column] += 1
         self._queued[job], self._settled[job] = False, True
 
     def _later(self, rows: slice) -> np.ndarray:
         """What each choice costs if the job waits for it, [row, node]; infinity where it need not or cannot."""
-        soonest = self._outlook.soonest(self._taken[rows], self._could[rows])
+        soonest = self._outlook.soonest(self._taken[:, rows], self._could[rows])
         return np.where(soonest > 0, self._cost[rows] + self._prices.patience * soonest, math.inf)
 
     def _refuse(self, job: int, rows: slice, row: int, column: int, why: str) -> None:
@@ -218,7 +222,7 @@ class _Market:
             if not self._starves(int(job)):
                 continue
             rows = slice(self._first[job], self._first[job + 1])
-            soonest = self._outlook.soonest(self._taken[rows], self._could[rows])
+            soonest = self._outlook.soonest(self._taken[:, rows], self._could[rows])
             soonest[:, np.isfinite(self._kept_for)] = math.inf
             if not 0 < soonest.min() < math.inf:
                 continue
@@ -239,7 +243,7 @@ class _Market:
         reason = self._why[job] or "no room on any node that it may use"
         if np.isfinite(later.min()):
             row, column = np.unravel_index(int(np.argmin(later)), later.shape)
-            soonest = self._outlook.soonest(self._taken[rows], self._could[rows])[row, column]
+            soonest = self._outlook.soonest(self._taken[:, rows], self._could[rows])[row, column]
             amounts = choices.resources(self._grid[rows][row])
             expected = f"{amounts} are expected on {self._nodes[column].name} in {_span(float(soonest))}"
             better = f" (then {_span(float(self._seconds[rows][row]))} to run)"
