@@ -25,6 +25,8 @@ def slurm_conf(spec: SandboxSpec, layout: Layout, ports: PortBlock, *, cluster: 
         "AuthType=auth/munge",
         "CredType=cred/munge",
         f"AuthInfo=socket={layout.munge_socket}",
+        # Listen on the loopback address only.
+        "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny",
         f"StateSaveLocation={layout.state}",
         f"SlurmdSpoolDir={layout.spool}/%n",
         f"SlurmctldPidFile={layout.run}/slurmctld.pid",

@@ -9,22 +9,50 @@ from pathlib import Path
 
 from tapfinger_hpc.errors import SandboxError
 
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-ACCOUNTING_PACKAGES = ("slurmdbd", "mariadb-server")
-"""Not slurm-wlm-emulator: installing it silently makes slurmctld and slurmd of the machine the emulator's."""
-
-_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged", "setpriv", "setsid")
-_ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where daemons and commands are looked for, whatever PATH the caller has."""
 
-_POLICY = Path("/usr/sbin/policy-rc.d")
 INSTALL_HINT = "tapfinger sandbox install"
 
+_PROGRAMS = {
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "scontrol": "slurm-client",
+    "munged": "munge",
+    "perl": "perl-base",
+    "setpriv": "util-linux",
+    "setsid": "util-linux",
+}
+"""Each program that is needed, and its package.
 
-def missing(*, accounting: bool = True) -> tuple[str, ...]:
-    """Programs that a sandbox needs and this machine does not have."""
-    wanted = (*_PROGRAMS, *(_ACCOUNTING_PROGRAMS if accounting else ()))
-    return tuple(program for program in wanted if shutil.which(program, path=SEARCH_PATH) is None)
+Never slurm-wlm-emulator: installing it silently makes the machine's slurmctld and slurmd the emulator's.
+"""
+
+_ACCOUNTING_PROGRAMS = {
+    "slurmdbd": "slurmdbd",
+    "sacct": "slurm-client",
+    "mariadbd": "mariadb-server",
+    "mariadb-install-db": "mariadb-server",
+}
+
+_UNITS = {
+    "slurmctld": "slurmctld.service",
+    "slurmd": "slurmd.service",
+    "slurmdbd": "slurmdbd.service",
+    "munge": "munge.service",
+    "mariadb-server": "mariadb.service",
+}
+"""The services that come with packages; the sandbox uses the programs alone."""
+
+_POLICY = Path("/usr/sbin/policy-rc.d")
+_POLICY_TEXT = "#!/bin/sh\n# Put here by tapfinger sandbox for the time of one installation; remove it.\nexit 101\n"
+
+
+def missing(*, accounting: bool = True) -> dict[str, str]:
+    """Programs that a sandbox needs and this machine does not have, each with its package."""
+    wanted = _PROGRAMS | (_ACCOUNTING_PROGRAMS if accounting else {})
+    return {name: package for name, package in wanted.items() if shutil.which(name, path=SEARCH_PATH) is None}
 
 
 def why_not(*, accounting: bool = True) -> str:
@@ -36,50 +64,68 @@ def why_not(*, accounting: bool = True) -> str:
     return ""
 
 
-def install(*, accounting: bool = True) -> bool:
-    """Fetches the missing packages; False where nothing was missing. No service is started, running ones go on.
+def install(*, accounting: bool = True, policy: Path = _POLICY) -> tuple[str, ...]:
+    """Fetches the missing packages and returns their names; () where nothing was missing.
+
+    No service is started, neither now nor with the machine; those that run go on. Nothing is removed.
 
     Raises:
         SandboxError: not root, not Debian, or apt-get failed, with its last words.
     """
-    if not missing(accounting=accounting):
-        return False
-    wanted = (*PACKAGES, *(ACCOUNTING_PACKAGES if accounting else ()))
+    wanted = tuple(dict.fromkeys(missing(accounting=accounting).values()))
+    if not wanted:
+        return ()
     if os.geteuid() != 0:
         raise SandboxError(f"installing {', '.join(wanted)} needs root; use sudo {INSTALL_HINT}")
     if shutil.which("apt-get", path=SEARCH_PATH) is None:
-        raise SandboxError(f"installing Slurm: no apt-get here; install by hand what Debian has as {', '.join(wanted)}")
-    with _no_service_starts():
+        raise SandboxError(f"installing Slurm: no apt-get here; install what Debian calls {', '.join(wanted)} by hand")
+    with no_service_starts(policy):
         _apt_get("update")
-        _apt_get("install", "--yes", "--no-install-recommends", *wanted)
+        _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *wanted)
+    _disable([_UNITS[package] for package in wanted if package in _UNITS])
     if absent := missing(accounting=accounting):
         raise SandboxError(f"installing {', '.join(wanted)}: apt-get was content, yet {', '.join(absent)} is missing")
-    return True
+    return wanted
 
 
 @contextlib.contextmanager
-def _no_service_starts() -> Iterator[None]:
+def no_service_starts(policy: Path = _POLICY) -> Iterator[None]:
     """Debian asks policy-rc.d before it starts a service; ours says no, and is gone afterwards.
 
-    Where the site has one already it stands: what it decides is the site's wish.
+    Where the site has one already it stands: what it decides is the site's wish. One of ours that a killed
+    installation left is taken over.
     """
     try:
-        descriptor = os.open(_POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
+        with policy.open("x", encoding="ascii") as file:
+            file.write(_POLICY_TEXT)
     except FileExistsError:
-        yield
-        return
+        if policy.read_bytes() != _POLICY_TEXT.encode():
+            yield
+            return
     try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as policy:
-            policy.write("#!/bin/sh\n# Put here by tapfinger sandbox for the time of one installation.\nexit 101\n")
+        policy.chmod(0o755)
         yield
     finally:
-        _POLICY.unlink(missing_ok=True)
+        policy.unlink(missing_ok=True)
+
+
+def _disable(units: list[str]) -> None:
+    """Keeps services that came with the packages from starting with the machine; there may be no systemd at all."""
+    if units and shutil.which("systemctl", path=SEARCH_PATH):
+        subprocess.run(
+            ["systemctl", "--quiet", "disable", *units], capture_output=True, env=_environment(), check=False
+        )
 
 
 def _apt_get(*arguments: str) -> None:
-    command = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=120", *arguments]
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": SEARCH_PATH}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = ["apt-get", "--quiet", "-o", "DPkg::Lock::Timeout=120", *arguments]
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(), check=False
+    )
     if ended.returncode:
         last = "\n  ".join((ended.stdout + ended.stderr).strip().splitlines()[-15:])
         raise SandboxError(f"{' '.join(command)} ended with {ended.returncode}:\n  {last}")
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": SEARCH_PATH}

@@ -1,8 +1,9 @@
 """Starts the daemons of a sandbox and ends every process that came of them, and no other.
 
 A pid says nothing by itself: it may have been given to somebody else since. Ours are known by what they were started
-with: the daemons by a mark in their environment, the processes of jobs by the name of our cluster there, all others by
-their parents. A signal goes through a pidfd that was opened before a last look, so it cannot hit a reused pid.
+with: the daemons by a mark in their environment, the processes of jobs by the name of our cluster there or by where
+their output goes, all others by their parents. A signal goes through a pidfd that was opened before a last look, so it
+cannot hit a reused pid.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from slurm_plugin.sandbox.layout import Layout
 from tapfinger_hpc.errors import SandboxError
 
 MARK = "TAPFINGER_SANDBOX"
@@ -30,6 +32,7 @@ class Process(NamedTuple):
     name: str
     parent: int
     start_ticks: int
+    has_terminal: bool
 
 
 def start(
@@ -144,7 +147,8 @@ def of_sandbox(directory: Path, cluster: str) -> tuple[Process, ...]:
     Our own process and its ancestors are never among them: ``down`` may be called from a job of the sandbox.
     """
     processes = {process.pid: process for pid in _pids() if (process := _process(pid))}
-    ours = {pid for pid in processes if _is_marked(pid, directory, cluster)}
+    jobs = Layout(directory).jobs
+    ours = {pid for pid, one in processes.items() if _is_marked(pid, directory, cluster) or _is_escaped_job(one, jobs)}
     while children := {p.pid for p in processes.values() if p.parent in ours} - ours:
         ours |= children
     pid = os.getpid()
@@ -219,6 +223,20 @@ def _is_marked(pid: int, directory: Path, cluster: str) -> bool:
     return bool(cluster) and environment.get("SLURM_CLUSTER_NAME") == cluster and _JOB_MARK in environment
 
 
+def _is_escaped_job(process: Process, jobs: Path) -> bool:
+    """A process that left its job's tree and cleared its environment, yet still has the job's output file.
+
+    One with a terminal is somebody's at a shell, who may look into that folder.
+    """
+    if process.has_terminal:
+        return False
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process.pid}/fd/{descriptor}").readlink().is_relative_to(jobs):
+                return True
+    return False
+
+
 def _environment(pid: int) -> dict[str, str]:
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
@@ -236,7 +254,11 @@ def _process(pid: int) -> Process | None:
         return None
     name, _, rest = text.partition("(")[2].rpartition(")")
     fields = rest.split()
-    return None if fields[0] in "ZX" else Process(pid, name, int(fields[1]), int(fields[19]))
+    return (
+        None
+        if fields[0] in "ZX"
+        else Process(pid, name, parent=int(fields[1]), start_ticks=int(fields[19]), has_terminal=fields[4] != "0")
+    )
 
 
 def _pids() -> list[int]:
