@@ -208,13 +208,18 @@ class SimulatedCluster:
         priority = job.priority or FIRST_PRIORITY - self._submitted
         self._submitted += 1
         leased = self._hook and job.managed
-        job = replace(job, priority=priority, managed=leased)
+        job = replace(job, priority=priority, managed=leased, ticket=f"{self._submitted}" if leased else "")
         self._waiting[job.key] = _Waiting(trace_job, job, job.submit_time_s + self._lease_s if leased else 0.0)
 
     def _as_seen(self, waiting: _Waiting) -> PendingJob:
+        """What the queue shows: a job that was given a node looks like one whose user asked for it, and is not ours."""
+        job = waiting.job
+        if waiting.node and job.managed:
+            why = f"it asks for node {waiting.node}"
+            return replace(job, managed=False, why=why, minimum=job.requested, maximum=job.requested)
         if not waiting.begin_s:
-            return waiting.job
-        return replace(waiting.job, lease_until_s=int(waiting.begin_s))
+            return job
+        return replace(job, lease_until_s=int(waiting.begin_s))
 
     def _set(self, waiting: _Waiting, update: JobUpdate, partitions: list[str]) -> None:
         job = waiting.job
