@@ -383,7 +383,7 @@ end
 
 -- Variables that Slurm writes at submission and never again: they would tell a resized job its old amounts, and srun
 -- inside it would ask for them. An amount that cannot change keeps its variable.
-local function environment_of(job_desc, gpus_change, cpus_change)
+local function environment_of(job_desc, tasks, gpus_change, cpus_change)
   local environment = {}
   local function blank(name)
     if given_text(job_desc.environment[name]) then environment[name] = "" end
@@ -392,6 +392,9 @@ local function environment_of(job_desc, gpus_change, cpus_change)
     for _, name in ipairs({ "SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_BIND" }) do
       blank(name)
     end
+    -- A blank number of GPUs per task still makes srun bind each of several tasks, and to no GPU at all; even
+    -- SLURM_GPU_BIND=none does not undo that (22.05). The closest ones are all of them, or those at the task's socket.
+    if environment.SLURM_GPUS_PER_TASK and tasks > 1 then environment.SLURM_GPU_BIND = "closest" end
   end
   if gpus_change or cpus_change then blank("SLURM_TRES_PER_TASK") end
   -- Slurm refreshes this one when CPUsPerTask is updated, but only if it is there. Without -c a task has one CPU.
@@ -487,7 +490,7 @@ local function consider(job_desc, part_list)
 
   local gpus_change = may_change("gpus", request.gpus.count, mark, names)
   local cpus_change = may_change("cpus", request.cpus, mark, names)
-  local environment = environment_of(job_desc, gpus_change, cpus_change)
+  local environment = environment_of(job_desc, request.tasks, gpus_change, cpus_change)
   take(job_desc, request, environment, mark and mark.lease or lease_s)
   wake()
 end
