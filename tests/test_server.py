@@ -5,6 +5,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -508,7 +509,7 @@ def test_health_counts_the_answers_and_not_the_refusals() -> None:
     assert told.uptime_s >= 0
 
 
-def test_a_checkpoint_that_cannot_be_loaded_costs_the_policy_and_not_the_server(tmp_path) -> None:
+def test_a_checkpoint_that_cannot_be_loaded_costs_the_policy_and_not_the_server(tmp_path: Path) -> None:
     placer = load_placer(ServerConfig(policy="tapfinger", checkpoint=str(tmp_path / "nowhere"), fallback="min"))
     client = create_app(placer).test_client()
     told = health(client)
@@ -517,6 +518,44 @@ def test_a_checkpoint_that_cannot_be_loaded_costs_the_policy_and_not_the_server(
     given = answer(client, EXAMPLE_STATE)
     assert given.policy == told.policy
     assert health(client).fallbacks_served == 1
+
+
+@pytest.fixture
+def checkpoint_folder(tmp_path: Path) -> Path:
+    """A checkpoint whose weights were never trained."""
+    from tapfinger_hpc.nets.network import Network, NetworkConfig
+    from tapfinger_hpc.training import checkpoint
+
+    told = {"imitates": "nobody", "data_sha256": "0" * 64, "versions": {}}
+    training = msgspec.convert(told | dict.fromkeys(NO_TRAINING, 0), checkpoint.Training)
+    checkpoint.save(tmp_path / "untrained", Network(NetworkConfig(hidden=8, rounds=1, heads=1)), training)
+    return tmp_path / "untrained"
+
+
+NO_TRAINING = ("seed", "steps", "minutes", "episodes", "decisions")
+
+
+def test_the_learned_policy_is_served_and_its_checkpoint_told(checkpoint_folder: Path) -> None:
+    client = create_app(load_placer(ServerConfig(checkpoint=str(checkpoint_folder)))).test_client()
+    state = busy_cluster(2)
+    given = answer(client, state)
+    told = msgspec.json.decode(client.get(wire.POLICY).data, type=wire.PolicyDescription)
+    assert given.policy == wire.PolicyInfo("tapfinger", checkpoint=told.checkpoint)
+    assert sorted(decision.key for decision in given.decisions) == sorted(ours(state))
+    assert guard_all(given.decisions, state)[1] == []
+    assert replace(answer(client, state), elapsed_ms=0.0) == replace(given, elapsed_ms=0.0)
+    assert len(told.checkpoint) == 12
+    assert (told.configuration["hidden"], told.training["imitates"], told.fallback) == (8, "nobody", "price")
+    assert isinstance(told.schema_version, int)
+
+
+def test_a_torn_checkpoint_leaves_the_answers_to_the_fallback(checkpoint_folder: Path) -> None:
+    (weights,) = checkpoint_folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    client = create_app(load_placer(ServerConfig(checkpoint=str(checkpoint_folder)))).test_client()
+    given = answer(client, EXAMPLE_STATE)
+    assert given.policy.name == "price"
+    assert weights.name in given.policy.fallback_why
 
 
 def test_the_openapi_document_has_every_route_with_its_method_and_no_other() -> None:
