@@ -8,6 +8,7 @@ limits and the CPUs per GPU are named below with where they come from. The load 
 import math
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import stdev
 
 import msgspec
@@ -129,10 +130,7 @@ def requested_load(trace: Trace, spec: ClusterSpec, over_s: float | None = None)
     Args:
         over_s: the time in which the jobs arrive; None takes it from the trace.
     """
-    if not trace.jobs:
-        return 0.0, 0.0
-    times = [item.job.submit_time_s for item in trace.jobs]
-    span_s = over_s or max(1.0, float(max(times) - min(times)))
+    span_s = arrival_span_s(trace) if over_s is None else over_s
     cpus = gpus = 0.0
     for item in trace.jobs:
         lasts_s = _running_s(trace, item)
@@ -140,6 +138,14 @@ def requested_load(trace: Trace, spec: ClusterSpec, over_s: float | None = None)
         gpus += item.job.requested.gpus * lasts_s
     capacity = spec.capacity
     return cpus / (span_s * max(1, capacity.cpus)), gpus / (span_s * max(1, capacity.gpus))
+
+
+def arrival_span_s(trace: Trace) -> float:
+    """The time in which the jobs of a trace arrive: as many gaps as jobs, each as long as those between them."""
+    times = [item.job.submit_time_s for item in trace.jobs]
+    if len(times) < 2:
+        return 1.0
+    return max(1.0, (max(times) - min(times)) * len(times) / (len(times) - 1))
 
 
 def _running_s(trace: Trace, item: TraceJob) -> float:
@@ -176,12 +182,10 @@ def _as_learned(job_class: JobClass, jobs: Sequence[TraceJob]) -> JobClass:
 
 
 def _arrivals(draw: random.Random, knobs: WorkloadKnobs, over_s: float) -> list[float]:
-    """Poisson arrivals, given how many there are; some come together with the one before."""
-    times = sorted(draw.uniform(0.0, over_s) for _ in range(knobs.jobs))
-    for position in range(1, len(times)):
-        if draw.random() < knobs.bursts:
-            times[position] = times[position - 1]
-    return times
+    """Poisson arrivals, given how many there are and in which time; some come together with the one before."""
+    gaps = [0.0 if draw.random() < knobs.bursts else draw.expovariate(1.0) for _ in range(knobs.jobs - 1)]
+    each_s = over_s * (knobs.jobs - 1) / knobs.jobs / sum(gaps) if sum(gaps) > 0 else 0.0
+    return list(accumulate((gap * each_s for gap in gaps), initial=0.0))
 
 
 def _job(draw: random.Random, spec: ClusterSpec, job_class: JobClass, knobs: WorkloadKnobs, job_id: str) -> TraceJob:
