@@ -206,10 +206,9 @@ def test_both_sockets_answer_alike_and_share_their_counters(start, tmp_path: Pat
     path = tmp_path / "server.sock"
     server = start("--socket", path, "--tcp", "127.0.0.1:0", "--token-file", token_file)
     tcp = http.client.HTTPConnection(server.first_line.split()[-1].removeprefix("http://"), timeout=30)
-    authorization = {"Authorization": f"Bearer {TOKEN}"}
-    _, _, body = ask(tcp, "POST", wire.DECIDE, EXAMPLE_STATE.to_json(), **authorization)
+    _, _, body = ask(tcp, "POST", wire.DECIDE, EXAMPLE_STATE.to_json(), Authorization=f"Bearer {TOKEN}")
     assert msgspec.json.decode(body, type=wire.DecideResponse).decisions == decide(path).decisions
-    assert json.loads(ask(tcp, "GET", wire.HEALTH, **authorization)[2])["decisions_served"] == 2
+    assert json.loads(ask(tcp, "GET", wire.HEALTH, Authorization=f"Bearer {TOKEN}")[2])["decisions_served"] == 2
     assert server.stop() == 0
 
 

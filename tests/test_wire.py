@@ -23,7 +23,7 @@ def test_an_answer_reads_back_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("kind", [wire.PolicyInfo, wire.Refusal, wire.DecideResponse, wire.Health, wire.Problem])
 def test_an_older_agent_reads_the_answers_of_a_newer_server(kind: type) -> None:
-    examples = {
+    examples: dict[type, msgspec.Struct] = {
         wire.PolicyInfo: RESPONSE.policy,
         wire.Refusal: RESPONSE.refused[0],
         wire.DecideResponse: RESPONSE,
