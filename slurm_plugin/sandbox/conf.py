@@ -128,6 +128,7 @@ def tapfinger_toml(spec: SandboxSpec, layout: Layout) -> str:
             "disable_file": layout.tapfinger / "disabled",
             "hook_file": layout.hook_file,
             "wake_socket": layout.wake_socket,
+            "classes_file": layout.classes_file,
         },
         "slurm": {"conf": layout.slurm_conf},
     }

@@ -117,6 +117,7 @@ def write_all(layout: Layout, manifest: Manifest, slurm_version: tuple[int, int]
     _write_slurm_conf(layout, manifest, slurm_version)
     _write(layout.wake_script, conf.wake_script(layout), mode=0o755)
     write_tapfinger_toml(layout, manifest.spec)
+    _write(layout.classes_file, "[]\n")
     if manifest.spec.hook:
         write_hook(layout, manifest.spec)
 

@@ -92,6 +92,11 @@ class Layout:
         return self.tapfinger / "hook"
 
     @property
+    def classes_file(self) -> Path:
+        """What the agent is told of job classes: none at first."""
+        return self.tapfinger / "classes.json"
+
+    @property
     def wake_socket(self) -> Path:
         return self.tapfinger / "wake.sock"
 
