@@ -36,10 +36,10 @@ def demo(seed: int, jobs: int, policy: str, json_file: Path | None, simulated: b
     # Ended like Ctrl-C, so that everything is taken down.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Only here, because it needs numpy and `tapfinger demo --help` does not.
-    from tapfinger_hpc.sim import workload
+    from tapfinger_hpc import workload
 
     console = Console()
-    trace = workload.demo_trace(seed=seed, jobs=jobs)
+    trace = workload.demo_trace(seed=seed, n_jobs=jobs)
     known = estimated(trace.classes, seed)
     reason = "as asked" if simulated else _why_not_slurm(console, install)
     if reason:
@@ -56,7 +56,7 @@ def demo(seed: int, jobs: int, policy: str, json_file: Path | None, simulated: b
         cluster="simulated" if reason else "slurm",
         policy=policy,
         seed=seed,
-        requested_load=workload.requested_load(trace, run.GPUS),
+        requested_load=workload.requested_load(trace, run.shape())[1],
         gpus=run.GPUS,
         trace=trace,
         stock=stock,

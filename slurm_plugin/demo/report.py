@@ -104,12 +104,12 @@ def table(report: DemoReport) -> Table:
     made.add_column(f"TapFinger ({report.policy})", justify="right")
     made.add_column("change", justify="right")
     rows = (
-        ("mean completion time [s]", "mean_completion_s", "{:.1f}"),
-        ("median completion time [s]", "median_completion_s", "{:.1f}"),
-        ("95th percentile [s]", "p95_completion_s", "{:.1f}"),
-        ("mean waiting time [s]", "mean_waiting_s", "{:.1f}"),
+        ("mean completion time (s)", "mean_completion_s", "{:.1f}"),
+        ("median completion time (s)", "median_completion_s", "{:.1f}"),
+        ("95th percentile of it (s)", "p95_completion_s", "{:.1f}"),
+        ("mean waiting time (s)", "mean_waiting_s", "{:.1f}"),
         ("GPU use", "gpu_use", "{:.0%}"),
-        ("time for all jobs [s]", "makespan_s", "{:.0f}"),
+        ("time for all jobs (s)", "makespan_s", "{:.0f}"),
     )
     for title, field, form in rows:
         before, after = getattr(report.stock, field), getattr(report.tapfinger, field)

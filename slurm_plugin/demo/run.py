@@ -17,7 +17,11 @@ from slurm_plugin.sandbox.sandbox import Sandbox
 from slurm_plugin.sandbox.spec import SandboxSpec
 from tapfinger_hpc import config
 from tapfinger_hpc.errors import ServerError, SlurmError
+from tapfinger_hpc.policies import registry
+from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.speed import JobClass
+from tapfinger_hpc.state import Resources
 from tapfinger_hpc.stats import JobRecord
 from tapfinger_hpc.trace import Trace
 
@@ -87,13 +91,13 @@ def tapfinger_running(box: Sandbox, policy: str) -> Iterator[dict[str, subproces
 
 def simulated(trace: Trace, known: tuple[JobClass, ...], policy: str) -> Records:
     """The same on the simulated cluster, in event time: no server and no agent, but their loop and the same guard."""
-    # Only here, because the policies need numpy and the rest of the demo does not.
-    from tapfinger_hpc.policies import registry
-    from tapfinger_hpc.sim.cluster import ClusterSpec
-    from tapfinger_hpc.sim.run import replay
+    return replay(trace, shape()), replay(trace, shape(), registry.make(policy), classes=known)
 
-    spec = ClusterSpec.uniform(partitions=CLUSTER.partitions, nodes_each=CLUSTER.nodes // CLUSTER.partitions)
-    return replay(trace, spec), replay(trace, spec, registry.make(policy), classes=known)
+
+def shape() -> ClusterSpec:
+    """The demo's cluster as the simulator describes it."""
+    each = CLUSTER.nodes // CLUSTER.partitions
+    return ClusterSpec.uniform(CLUSTER.partitions, each, Resources(CLUSTER.cpus, CLUSTER.gpus, CLUSTER.memory_mb))
 
 
 def _until_done(sides: tuple[Side, Side], started_s: float, watch: Watcher, hint: str) -> None:
