@@ -132,7 +132,7 @@ def guard(decision: Decision, state: ClusterState) -> str | None:
         return f"{amounts} is outside what job {job.job_id} declares ({job.minimum} to {job.maximum})"
     if not fit.fits_node(job, node, amounts):
         return f"{amounts} does not fit on {node.name}, where {node.free} are free"
-    return reserve.would_delay(state, job, node, amounts)
+    return reserve.Protection(state).would_delay(job, node, amounts)
 
 
 def after(state: ClusterState, job: PendingJob, placement: Placement) -> ClusterState:

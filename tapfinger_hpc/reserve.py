@@ -79,25 +79,42 @@ class Profile:
             steps.sort(key=lambda step: step[0])
 
 
-def would_delay(state: ClusterState, job: PendingJob, node: Node, amounts: Resources) -> str | None:
-    """Which protected job would start later if ``job`` took ``amounts`` on ``node`` now; None if none would.
+class Protection:
+    """Asks many times of one state whether a placement would delay a protected job.
 
-    Protected are eligible jobs of others whose priority is at least the job's own, as Slurm would serve them first.
+    Protected from a managed job are eligible jobs of others whose priority is at least its own, as Slurm would serve
+    them first.
     """
-    protected = [other for other in waiting_in_order(state) if not other.managed and other.priority >= job.priority][
-        :PROTECTED_JOBS
-    ]
-    if not protected:
+
+    def __init__(self, state: ClusterState) -> None:
+        self._state = state
+        self._others = [job for job in waiting_in_order(state) if not job.managed]
+        self._plans: dict[int, tuple[list[Reservation], Profile]] = {}
+
+    def would_delay(self, job: PendingJob, node: Node, amounts: Resources) -> str | None:
+        """Which protected job would start later if ``job`` took ``amounts`` on ``node`` now; None if none would."""
+        protected = [other for other in self._others if other.priority >= job.priority][:PROTECTED_JOBS]
+        if not protected:
+            return None
+        taken, end_s = fit.granted(node, amounts), self._state.time_s + _limit_s(job)
+        without, left = self._planned(protected)
+        if left.has_room(node, self._state.time_s, end_s, taken):
+            return None  # their plan leaves that room, so it can be kept as it is
+        profile = Profile(self._state)
+        profile.take(node, self._state.time_s, end_s, taken)
+        with_it = {reservation.job.key: reservation for reservation in plan(self._state, protected, profile)}
+        for before in without:
+            now = with_it.get(before.job.key)
+            if now is None or now.start_s > before.start_s:
+                return f"job {before.job.job_id}, which Slurm would serve first, would start later"
         return None
-    without = plan(state, protected, Profile(state))
-    profile = Profile(state)
-    profile.take(node, state.time_s, state.time_s + _limit_s(job), fit.granted(node, amounts))
-    with_it = {reservation.job.key: reservation for reservation in plan(state, protected, profile)}
-    for before in without:
-        now = with_it.get(before.job.key)
-        if now is None or now.start_s > before.start_s:
-            return f"job {before.job.job_id}, which Slurm would serve first, would start later"
-    return None
+
+    def _planned(self, protected: Sequence[PendingJob]) -> tuple[list[Reservation], Profile]:
+        """When each starts without the placement, and what room that leaves. They are the first of ``_others``."""
+        if len(protected) not in self._plans:
+            profile = Profile(self._state)
+            self._plans[len(protected)] = (plan(self._state, protected, profile), profile)
+        return self._plans[len(protected)]
 
 
 def waiting_in_order(state: ClusterState) -> list[PendingJob]:

@@ -21,6 +21,7 @@ class Board:
         self.free = {node.name: node.free for node in state.nodes}
         self._nodes = {node.name: node for node in state.nodes}
         self._others_wait = any(not job.managed and job.eligible for job in state.pending)
+        self._protection = reserve.Protection(state)
         self._reach: dict[JobKey, list[tuple[Partition, Node]]] = {}
         self._placed: list[Decision] = []
         self._waiting: list[Decision] = []
@@ -44,7 +45,7 @@ class Board:
 
     def delays(self, job: PendingJob, node: Node, amounts: Resources) -> str | None:
         """Which job of others would start later; None if none would."""
-        return reserve.would_delay(self.state, job, node, amounts) if self._others_wait else None
+        return self._protection.would_delay(job, node, amounts) if self._others_wait else None
 
     def place(
         self,
@@ -59,6 +60,7 @@ class Board:
         self.free[node.name] = self.free[node.name] - fit.granted(node, placement.amounts)
         if self._others_wait:
             self.state = after(self.state, job, placement)
+            self._protection = reserve.Protection(self.state)
         self._placed.append(_decision(job, placement, reason, score, runners_up))
 
     def wait(self, job: PendingJob, reason: str, score: float = 0.0, runners_up: Iterable[Alternative] = ()) -> None:
