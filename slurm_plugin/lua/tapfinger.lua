@@ -44,6 +44,11 @@ local UNKEPT_NUMBERS = {
 }
 
 
+local function given_text(value)
+  return type(value) == "string" and value ~= ""
+end
+
+
 local function log_error(text)
   -- Outside slurmctld there is nobody to tell.
   if slurm and slurm.log_error then slurm.log_error("%s", "tapfinger: " .. text) end
@@ -65,14 +70,22 @@ if not found then
   site = nil
 end
 
+-- LuaSocket's unix datagram sockets, where slurmctld's Lua has them; looked for once, as a search reads many folders.
+local function datagram_sockets()
+  local library = require("socket.unix")
+  return type(library) == "table" and library.dgram or nil
+end
+
+
+local datagrams = nil
+if site and given_text(site.wake_socket) then
+  local there, sockets = pcall(datagram_sockets)
+  datagrams = there and sockets or nil
+end
+
 -- Tells submissions apart in AdminComment: differs between two loads of this file, and counts within one.
 local salt = tostring({}):match("0x(%x+)") or "0"
 local tickets = 0
-
-
-local function given_text(value)
-  return type(value) == "string" and value ~= ""
-end
 
 
 local function given_number(value)
@@ -451,16 +464,10 @@ local function agents_lease_s()
 end
 
 
-local function open_wake_socket()
-  local library = require("socket.unix")
-  return type(library) == "table" and library.dgram and library.dgram() or nil
-end
-
-
 -- Tells the agent to look now. Never waits: a full or missing receiver is passed over.
 local function wake()
-  if not given_text(site.wake_socket) then return end
-  local opened, socket = pcall(open_wake_socket)
+  if not datagrams then return end
+  local opened, socket = pcall(datagrams)
   if not opened or not socket then return end
   pcall(function()
     socket:settimeout(0)
