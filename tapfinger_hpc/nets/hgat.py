@@ -1,0 +1,54 @@
+"""The encoder: a heterogeneous graph attention network over partitions, nodes, jobs and a coordinator.
+
+Plain torch-geometric, one GATv2 attention for each kind of edge. Every graph node hears itself beside its neighbours
+and keeps a residual path, so different tasks stay different however few neighbours tell them apart; two rounds carry
+what waits and what runs over the partitions to the coordinator and back.
+"""
+
+from torch import Tensor, nn
+from torch_geometric.nn import GATv2Conv, HeteroConv
+
+from tapfinger_hpc.graph import COLUMNS, EDGES
+
+Edges = dict[tuple[str, str, str], Tensor]
+
+
+class AttentionRound(nn.Module):
+    """One exchange of messages along every kind of edge."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.attention = HeteroConv(
+            {edge: GATv2Conv((hidden, hidden), hidden // heads, heads=heads, add_self_loops=False) for edge in EDGES},
+            aggr="sum",
+        )
+        self.own = nn.ModuleDict({kind: nn.Linear(hidden, hidden) for kind in COLUMNS})
+        self.norm = nn.ModuleDict({kind: nn.LayerNorm(hidden) for kind in COLUMNS})
+
+    def forward(self, nodes: dict[str, Tensor], edges: Edges) -> dict[str, Tensor]:
+        heard = self.attention(nodes, edges)
+        return {
+            kind: self.norm[kind](own + nn.functional.gelu(self.own[kind](own) + heard[kind]))
+            for kind, own in nodes.items()
+        }
+
+
+class Encoder(nn.Module):
+    """Features of every graph node to an embedding of it."""
+
+    def __init__(self, hidden: int, rounds: int, heads: int) -> None:
+        super().__init__()
+        self.enter = nn.ModuleDict(
+            {
+                kind: nn.Sequential(nn.Linear(len(columns), hidden), nn.GELU(), nn.Linear(hidden, hidden))
+                for kind, columns in COLUMNS.items()
+            }
+        )
+        self.rounds = nn.ModuleList(AttentionRound(hidden, heads) for _ in range(rounds))
+
+    def forward(self, features: dict[str, Tensor], edges: Edges) -> dict[str, Tensor]:
+        """Kind -> [graph nodes of that kind, hidden]. ``edges`` names every kind of edge, if only with no pairs."""
+        nodes = {kind: self.enter[kind](values) for kind, values in features.items()}
+        for attention_round in self.rounds:
+            nodes = attention_round(nodes, edges)
+        return nodes
