@@ -111,9 +111,12 @@ def wake_script(layout: Layout) -> str:
     faster still but may be missing. Where nobody listens the send fails at once and is not an error.
     """
     return f"""#!/usr/bin/perl
+use strict;
 use Socket;
-socket(my $wake, PF_UNIX, SOCK_DGRAM, 0)
+my $wake;
+socket($wake, PF_UNIX, SOCK_DGRAM, 0)
   and send($wake, "job-end $ENV{{JOBID}}", MSG_DONTWAIT, sockaddr_un('{layout.wake_socket}'));
+exit 0;
 """
 
 

@@ -220,8 +220,15 @@ class Daemons:
         return folder / f"{name}.log"
 
 
-_UNSAFE_BUT_FAST = ("--innodb-flush-log-at-trx-commit=0", "--skip-innodb-doublewrite")
-"""Nothing in this database has to survive a crash of the machine."""
+_UNSAFE_BUT_FAST = (
+    # Nothing in this database has to survive a crash of the machine. Without these MariaDB asks the disk to write
+    # some 700 times during the start, which on a busy disk takes 6 s of it; "loose" where a version may not know one.
+    "--loose-debug-no-sync",
+    "--loose-innodb-flush-method=nosync",
+    "--innodb-flush-log-at-trx-commit=0",
+    "--skip-innodb-doublewrite",
+    "--innodb-log-file-size=16M",
+)
 
 _DATABASE_SETUP = """create database slurm_acct_db;
 create user slurm@localhost identified via unix_socket;
