@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from slurm_plugin import parse
 from slurm_plugin.commands import Answer, Runner, SlurmCommands
-from slurm_plugin.jobs import HOLDING, pending_jobs, running_jobs
+from slurm_plugin.jobs import HOLDING, Site, pending_jobs, running_jobs
 from slurm_plugin.parse import JobRecord
 from tapfinger_hpc.config import Config
 from tapfinger_hpc.decision import TOP_PRIORITY, JobUpdate, Outcome
@@ -36,6 +36,7 @@ class SlurmCluster:
     def __init__(self, commands: Runner, config: Config, *, now_s: Callable[[], float] = time.time) -> None:
         self._run = commands
         self._partitions = config.partitions
+        self._needs_lease = config.agent.mode == "enforce"
         self._now_s = now_s
         self._together: dict[str, str] = {}
         """Of each array with tasks that are still together: how to name them in one update."""
@@ -67,8 +68,8 @@ class SlurmCluster:
             time_s=now_s,
             nodes=tuple(nodes),
             partitions=tuple(partitions),
-            pending=tuple(pending_jobs(records, self._partitions, now_s, memory_counts=self._memory_counts())),
-            running=tuple(running_jobs(records, self._partitions)),
+            pending=tuple(pending_jobs(records, self._site(), now_s)),
+            running=tuple(running_jobs(records, self._site())),
         )
 
     def apply(self, update: JobUpdate) -> Outcome:
@@ -122,6 +123,11 @@ class SlurmCluster:
         # A task that is still together with others has no record of its own.
         return next((record for record in records if record.together and _holds(record, job_id)), None)
 
+    @property
+    def managed_partitions(self) -> frozenset[str]:
+        """Partitions whose jobs are managed by configuration."""
+        return frozenset(self._partitions)
+
     def records(self) -> list[JobRecord]:
         """All jobs that wait or hold nodes."""
         return self._records()
@@ -156,6 +162,9 @@ class SlurmCluster:
         array_id, _, task = job_id.partition("_")
         together = self._together.get(array_id, "") if task else ""
         return together or job_id
+
+    def _site(self) -> Site:
+        return Site(self._partitions, self._memory_counts(), self._needs_lease)
 
     def _memory_counts(self) -> bool:
         return "MEMORY" in self._setting("SelectTypeParameters").upper()

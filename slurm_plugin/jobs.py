@@ -23,10 +23,24 @@ ARRAY_WINDOW = 16
 HOLDING = {"R", "CG", "CF", "S", "ST", "SI", "SO", "RS"}
 """States in which a job has a node: running, completing, configuring, suspended, stopped, being resized."""
 
+NOT_MARKED = "not marked"
+"""Begins the reason of every job that does not ask for us."""
+
 _LEASE = re.compile(r"(?:^|\s)tapfinger lease=(\d+) ticket=(\S+)")
 _LEFT = re.compile(r"(?:^|\s)tapfinger left: (.*)")
 _STARTABLE = ("None", "Priority", "Resources", "BeginTime", "ReqNodeNotAvail", "Nodes required", "(null)")
 """Reasons of room, order or lease; all others (limits, holds, licenses) stop the job wherever it is put."""
+
+
+class Site(msgspec.Struct, frozen=True):
+    """What holds for all jobs of a cluster."""
+
+    partitions: Mapping[str, PartitionConfig] = {}
+    """Those whose jobs are managed by configuration."""
+    memory_counts: bool = True
+    """Memory is a consumable resource."""
+    needs_lease: bool = True
+    """Only leased jobs are ours. False where nothing is changed anyway and the hook leases none: observe, advise."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -49,45 +63,40 @@ def why_left(admin_comment: str) -> str:
     return match[1] if match else ""
 
 
-def pending_jobs(
-    records: Sequence[JobRecord], partitions: Mapping[str, PartitionConfig], now_s: float, *, memory_counts: bool
-) -> list[PendingJob]:
+def pending_jobs(records: Sequence[JobRecord], site: Site, now_s: float) -> list[PendingJob]:
     """The waiting jobs of a snapshot; tasks of an array one by one, the first few of each.
 
     Args:
         records: all jobs of the snapshot, because a limit on an array counts those that run.
-        partitions: those whose jobs are managed by configuration.
+        site: what holds for all jobs of this cluster.
         now_s: time of the snapshot.
-        memory_counts: whether memory is a consumable resource in this cluster.
     """
     active = _active_tasks(records)
     jobs = []
     for record in records:
         if record.state != "PD" or not record.partitions:
             continue
-        job = _pending(record, partitions, now_s, memory_counts=memory_counts)
+        job = _pending(record, site, now_s)
         jobs.extend(_tasks(record, job, active.get(record.array_id, 0)) if record.together else [job])
     return jobs
 
 
-def running_jobs(records: Iterable[JobRecord], partitions: Mapping[str, PartitionConfig]) -> list[RunningJob]:
+def running_jobs(records: Iterable[JobRecord], site: Site) -> list[RunningJob]:
     """The jobs that hold nodes, with their amounts shared out evenly among their nodes.
 
     Slurm can tell the exact share of each node, but only at the price of one more and longer command a cycle; it
     matters for jobs of several nodes alone, and there only for what is expected to become free later.
     """
-    return [_running(record, partitions) for record in records if record.state in HOLDING and record.nodes]
+    return [_running(record, site.partitions) for record in records if record.state in HOLDING and record.nodes]
 
 
-def _pending(
-    record: JobRecord, partitions: Mapping[str, PartitionConfig], now_s: float, *, memory_counts: bool
-) -> PendingJob:
-    mark, why = _mark(record, partitions)
+def _pending(record: JobRecord, site: Site, now_s: float) -> PendingJob:
+    mark, why = _mark(record, site.partitions)
     lease = lease_of(record.admin_comment)
-    why = why or _why_not_managed(record, mark, lease, memory_counts=memory_counts)
+    why = why or _why_not_managed(record, mark, lease, site)
     managed = not why
     minimum, maximum = mark.bounds(record.amounts) if mark and managed else (record.amounts, record.amounts)
-    blocked = _why_not_eligible(record, now_s, leased=managed)
+    blocked = _why_not_eligible(record, now_s, leased=lease is not None)
     planned = _is_planned(record, now_s) and not managed
     return PendingJob(
         job_id=record.job_id,
@@ -105,8 +114,9 @@ def _pending(
         priority=record.priority,
         managed=managed,
         eligible=not blocked,
-        why=why if not managed and mark is not None else blocked or why,
-        lease_until_s=record.eligible_s if managed else None,
+        why="; ".join(filter(None, (why, blocked))),
+        lease_until_s=record.eligible_s if managed and lease else None,
+        lease_s=lease.lease_s if managed and lease else None,
         planned_start_s=record.start_s if planned else None,
         planned_nodes=record.planned_nodes if planned else (),
         ticket=lease.ticket if lease else "",
@@ -123,7 +133,7 @@ def _mark(record: JobRecord, partitions: Mapping[str, PartitionConfig]) -> tuple
         return Mark(), str(error)
     configured = [partitions[name] for name in record.partitions if name in partitions]
     if mark is None and len(configured) < len(record.partitions):
-        return None, "not marked"
+        return None, NOT_MARKED
     for partition in configured:
         mark = _merged(mark or Mark(), partition_mark(partition))
     return mark, ""
@@ -136,11 +146,11 @@ def _merged(mark: Mark, default: Mark) -> Mark:
     )
 
 
-def _why_not_managed(record: JobRecord, mark: Mark | None, lease: Lease | None, *, memory_counts: bool) -> str:
+def _why_not_managed(record: JobRecord, mark: Mark | None, lease: Lease | None, site: Site) -> str:
     """Why a job with a mark is left to Slurm; "" where it is ours."""
     if left := why_left(record.admin_comment):
         return left
-    if lease is None:
+    if lease is None and site.needs_lease:
         return "the submit hook did not lease it"
     if not record.batch or record.het_id:
         return "not an ordinary batch job"
@@ -155,7 +165,7 @@ def _why_not_managed(record: JobRecord, mark: Mark | None, lease: Lease | None, 
     if record.node_count > 1:
         return f"it asks for {record.node_count} nodes"
     assert mark is not None
-    if memory_counts and not record.amounts.mem_mb and mark.mem_mb is None:
+    if site.memory_counts and not record.amounts.mem_mb and mark.mem_mb is None:
         return "it asks for all memory of a node"
     return ""
 

@@ -94,6 +94,8 @@ class PendingJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     why: str = ""
     """Why it is not managed, or not eligible."""
     lease_until_s: Count | None = None
+    lease_s: Count | None = None
+    """For how long its lease is renewed; None: as the agent is configured."""
     planned_start_s: Count | None = None
     """When Slurm's own backfill expects to start it; None where Slurm has not said."""
     planned_nodes: tuple[str, ...] = ()

@@ -1,0 +1,46 @@
+"""The job classes and what is known of their speed, from a JSON file that may change while the agent runs."""
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from tapfinger_hpc.speed import JobClass
+from tapfinger_hpc.state import ClusterState
+
+logger = logging.getLogger(__name__)
+
+
+class ClassesFile:
+    """Reads the file again when it changes; a file that cannot be used leaves the last good classes in force."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._classes: dict[str, JobClass] = {}
+
+    def attach(self, state: ClusterState) -> ClusterState:
+        """The state with the classes that its jobs name, as far as they are known."""
+        known = self._current()
+        named = {job.job_class for job in state.pending} | {job.job_class for job in state.running}
+        return msgspec.structs.replace(state, classes=tuple(known[name] for name in named if name in known))
+
+    def _current(self) -> dict[str, JobClass]:
+        if self._path is None:
+            return self._classes
+        try:
+            status = self._path.stat()
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen != self._seen:
+                self._seen = seen
+                read = msgspec.json.decode(self._path.read_bytes(), type=tuple[JobClass, ...])
+                self._classes = {one.name: one for one in read}
+                logger.info("event=classes-read file=%s classes=%d", self._path, len(read))
+        except (OSError, msgspec.DecodeError) as error:
+            if self._seen is not None or not isinstance(error, OSError):
+                logger.error(
+                    "event=classes-unusable file=%s why=%r kept=%d", self._path, str(error), len(self._classes)
+                )
+            if isinstance(error, OSError):
+                self._seen = None
+        return self._classes

@@ -1,0 +1,156 @@
+"""The commands ``agent``, ``janitor``, ``status`` and ``explain``."""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from tapfinger_hpc import config as configuration
+from tapfinger_hpc.config import Config, Mode
+
+_CONFIG = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"TOML file; {configuration.DEFAULT_PATH} by default.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+
+
+@click.command()
+@_CONFIG
+@click.option("--mode", type=click.Choice(["observe", "advise", "enforce"]), help="In place of agent.mode.")
+@click.option("--once", is_flag=True, help="One look, then end.")
+def agent(config_file: Path | None, mode: Mode | None, once: bool) -> None:
+    """Watch the queue and place managed jobs, until SIGTERM."""
+    # Only here, so that reading commands start quickly.
+    from slurm_plugin.agent import Agent, only_one
+    from slurm_plugin.classes import ClassesFile
+    from slurm_plugin.client import PolicyClient
+    from slurm_plugin.cluster import SlurmCluster
+    from slurm_plugin.events import WakeClock
+    from slurm_plugin.journal import Journal
+
+    config = _with_mode(configuration.load(config_file), mode)
+    _log_to_stderr()
+    path = Path(config.agent.journal)
+    with only_one(path), Journal.open(path) as journal:
+        clock = WakeClock(Path(config.agent.wake_socket) if config.agent.wake_socket else None)
+        stop = _Stop(clock.interrupt, once=once)
+        classes = ClassesFile(Path(config.agent.classes_file) if config.agent.classes_file else None)
+        try:
+            Agent(
+                SlurmCluster.from_config(config),
+                clock,
+                PolicyClient.from_config(config).decide,
+                journal,
+                config.agent,
+                classes=classes,
+            ).run(stop)
+        finally:
+            clock.close()
+
+
+@click.command()
+@_CONFIG
+@click.option("--force", is_flag=True, help="Also while an agent shows a sign of life.")
+@_JSON
+def janitor(config_file: Path | None, force: bool, as_json: bool) -> None:
+    """Free jobs that a dead agent left pinned (one shot; for cron or EpilogSlurmctld).
+
+    Exit status: 0 nothing to do or all repaired, 3 a job could not be repaired, 1 it could not look.
+    """
+    from slurm_plugin.cluster import SlurmCluster
+    from slurm_plugin.janitor import tidy
+    from slurm_plugin.journal import Journal
+
+    config = configuration.load(config_file)
+    with Journal.open(Path(config.agent.journal)) as journal:
+        report = tidy(SlurmCluster.from_config(config), journal, config.agent, force=force)
+    if as_json:
+        _print_json(report)
+    else:
+        click.echo(f"agent: {report.agent}" + ("" if report.acted else "; it is in charge, nothing was touched"))
+        for repair in report.repairs:
+            click.echo(f"job {repair.job_id}: {repair.what}")
+        if report.acted and not report.repairs:
+            click.echo("no job is pinned")
+    if report.failed:
+        sys.exit(3)
+
+
+@click.command()
+@_CONFIG
+@_JSON
+def status(config_file: Path | None, as_json: bool) -> None:
+    """What agent and server are doing now."""
+    from slurm_plugin import report, views
+
+    found = report.status(configuration.load(config_file))
+    if as_json:
+        _print_json(found)
+    else:
+        views.show_status(found)
+
+
+@click.command()
+@click.argument("job_id")
+@_CONFIG
+@_JSON
+def explain(job_id: str, config_file: Path | None, as_json: bool) -> None:
+    """Say what was decided for a job, and why.
+
+    Exit status 1 where nothing is known of the job.
+    """
+    from slurm_plugin import report
+
+    found = report.explain(configuration.load(config_file), job_id)
+    if as_json:
+        _print_json(found)
+    else:
+        for sentence in found.summary:
+            click.echo(sentence)
+    if not found.known:
+        sys.exit(1)
+
+
+class _Stop:
+    """Whether the agent is to end: after one look, or after SIGTERM or SIGINT."""
+
+    def __init__(self, interrupt, *, once: bool) -> None:
+        self._stopped = once
+        self._looks = 0
+        self._once = once
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop(interrupt))
+
+    def __call__(self) -> bool:
+        self._looks += 1
+        return self._looks > 1 if self._once else self._stopped
+
+    def _stop(self, interrupt) -> None:
+        self._stopped = True
+        interrupt()
+
+
+def _with_mode(config: Config, mode: Mode | None) -> Config:
+    if mode is None:
+        return config
+    return msgspec.structs.replace(config, agent=msgspec.structs.replace(config.agent, mode=mode))
+
+
+def _log_to_stderr() -> None:
+    """One line per event, ``key=value``; journald and log files take it as it is."""
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s.%(msecs)03d level=%(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+
+
+def _print_json(value: msgspec.Struct) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
