@@ -129,9 +129,10 @@ def _choices(
         longer, narrower = _told_by_limit(float(asked_s), float(asked_deviation), time_limit_s)
         seconds, asked_s = seconds * longer, asked_s * longer
         in_time = seconds * np.exp(RISK * narrower * deviation) <= time_limit_s
-        # The user chose the limit for what was asked: amounts that are no slower are never riskier than that.
-        no_slower = seconds <= 1.001 * max(asked_s if math.isfinite(asked_s) else 0.0, seconds[runs].min())
-        runs = np.asarray(runs & (in_time | no_slower))
+        # The user chose the limit for what was asked: amounts that are no slower are no riskier than that.
+        no_slower = seconds <= min(1.001 * asked_s, time_limit_s)
+        safe = runs & (in_time | no_slower)
+        runs = np.asarray(safe if safe.any() else seconds <= 1.001 * seconds[runs].min())
     grid, seconds = grid[runs], seconds[runs]
     best = _worth_having(grid, seconds)
     return Choices(grid[best], seconds[best])

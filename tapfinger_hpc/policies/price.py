@@ -25,28 +25,28 @@ RUNNERS_UP = 4
 class Prices(msgspec.Struct, frozen=True):
     """The constants, tuned by random search over random clusters and workloads (``tune``)."""
 
-    backlog: float = 1.0
+    backlog: float = 1.27
     """Pressure of one waiting job per node."""
-    load: float = 0.5
+    load: float = 0.29
     """Pressure of one running job per node: where many run, more will come before this one ends."""
-    base: float = 0.2
+    base: float = 0.13
     """Pressure of a node that is idle and for which nothing waits."""
-    cpu: float = 0.3
+    cpu: float = 0.38
     mem: float = 0.05
     """Weight of a share of a node's CPUs and memory, where a share of its GPUs weighs 1."""
-    scarcest: float = 0.5
+    scarcest: float = 0.3
     """How much of a job's share is that of its scarcest resource alone; the rest is the weighted sum."""
-    age: float = 0.1
+    age: float = 0.13
     """How fast a waiting job moves ahead: its cost is divided by 1 + age x (time waited / cost)."""
-    reach: float = 0.1
+    reach: float = 0.09
     """How far a job moves ahead that can use only one node; 1/n of it with n nodes."""
-    patience: float = 1.0
+    patience: float = 1.3
     """What a second of waiting for running jobs to end is thought to cost."""
-    margin: float = 0.05
+    margin: float = 0.04
     """Share of its cost by which waiting must be cheaper."""
-    packing: float = 0.05
+    packing: float = 0.2
     """How far nodes that are left full are preferred."""
-    starving: float = 10.0
+    starving: float = 9.0
     """A job that has waited this many times its cost keeps a node from others that would delay it."""
 
 
