@@ -1,7 +1,6 @@
 """Runs the demo: both clusters side by side at the same time, or, where Slurm is not to be had, both simulated."""
 
 import contextlib
-import dataclasses
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from slurm_plugin.client import PolicyClient
 from slurm_plugin.demo.side import Side
@@ -50,7 +50,7 @@ def on_slurm(trace: Trace, known: tuple[JobClass, ...], policy: str, watch: Watc
         watch: shows both sides.
     """
     with contextlib.ExitStack() as stack:
-        stock_box = stack.enter_context(Sandbox.up(dataclasses.replace(CLUSTER, hook=False)))
+        stock_box = stack.enter_context(Sandbox.up(replace(CLUSTER, hook=False)))
         box = stack.enter_context(Sandbox.up(CLUSTER))
         box.layout.classes_file.write_bytes(msgspec.json.encode(known))
         stack.enter_context(tapfinger_running(box, policy))
