@@ -68,15 +68,18 @@ def demo_trace(
     mean_s: float = 24.0,
     spec: ClusterSpec | None = None,
     job_spread: float = 0.3,
+    foreign: float = 0.0,
 ) -> Trace:
     """The demo's stream of jobs: six measured classes, scaled to tens of seconds, every job with ranges.
 
-    Half of the jobs name one partition, half two or three: on stock Slurm too, each starts where there is room first.
+    ``foreign`` is the share of jobs that are submitted without the mark. Half of the jobs name one partition, half two or three: on stock Slurm too, each starts where there is room first.
     """
     draw = random.Random(f"demo {seed}")
     cluster = spec or ClusterSpec.uniform()
     classes = measured_classes(mean_s, job_spread, _largest(cluster))
-    knobs = WorkloadKnobs(jobs=n_jobs, load=load, mean_s=mean_s, job_spread=job_spread, several_partitions=0.5)
+    knobs = WorkloadKnobs(
+        jobs=n_jobs, load=load, mean_s=mean_s, job_spread=job_spread, several_partitions=0.5, foreign=foreign
+    )
     return _trace(draw, cluster, classes, knobs, f"demo seed={seed} jobs={n_jobs} load={load:g}")
 
 
@@ -252,7 +255,7 @@ def _range(
     )
     least = Resources(
         1 if wide else max(1, requested.cpus // 2),
-        min(1, requested.gpus) if wide else requested.gpus // 2,
+        min(1, requested.gpus) if wide else max(min(1, requested.gpus), requested.gpus // 2),
         min(requested.mem_mb, _floor_mb(job_class, min(1, requested.gpus))),
     )
     return least if requested.gpus or not least.gpus else requested, most

@@ -25,9 +25,18 @@ KNOWLEDGE_LOG_STD = 0.1
 @click.option("--jobs", default=48, show_default=True, type=click.IntRange(min=2), help="How many jobs.")
 @click.option("--policy", default="tapfinger", show_default=True, help="What the policy server decides with.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures here.")
+@click.option(
+    "--foreign",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 0.9),
+    help="Share of jobs that are not TapFinger's: submitted without the mark.",
+)
 @click.option("--simulated", is_flag=True, help="Simulate both clusters even where Slurm is installed.")
 @click.option("--install", is_flag=True, help="Install Debian's Slurm packages where they are missing (as root).")
-def demo(seed: int, jobs: int, policy: str, json_file: Path | None, simulated: bool, install: bool) -> None:
+def demo(
+    seed: int, jobs: int, policy: str, json_file: Path | None, foreign: float, simulated: bool, install: bool
+) -> None:
     """Run the same stream of jobs on stock Slurm and with TapFinger, and compare.
 
     Both clusters are real: throw-away ones with fake GPUs, side by side at the same time. Each job works out from what
@@ -39,7 +48,7 @@ def demo(seed: int, jobs: int, policy: str, json_file: Path | None, simulated: b
     from tapfinger_hpc import workload
 
     console = Console()
-    trace = workload.demo_trace(seed=seed, n_jobs=jobs)
+    trace = workload.demo_trace(seed=seed, n_jobs=jobs, foreign=foreign)
     known = estimated(trace.classes, seed)
     reason = "as asked" if simulated else _why_not_slurm(console, install)
     if reason:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 from rich.table import Table
@@ -29,6 +30,7 @@ class JobComparison(msgspec.Struct, frozen=True):
 
     job: str
     job_class: str
+    managed: bool
     submitted_s: float
     """From the start of the demo."""
     asked: Resources
@@ -54,6 +56,8 @@ class DemoReport(msgspec.Struct, frozen=True):
     """1 - mean completion time with TapFinger / mean completion time on stock Slurm."""
     reduction_interval: tuple[float, float]
     """95 % bootstrap interval over this run's jobs."""
+    foreign_wait_s: tuple[float, float] | None
+    """Mean wait of the jobs that are not ours, on stock Slurm and with TapFinger; None where there are none."""
     jobs: tuple[JobComparison, ...]
 
 
@@ -82,11 +86,19 @@ def compare(
         tapfinger=stats.summarise(tapfinger, gpus),
         reduction=reduction.value,
         reduction_interval=(reduction.low, reduction.high),
+        foreign_wait_s=foreign_waits(stock, tapfinger),
         jobs=tuple(
             _comparison(trace_job.job, before[trace_job.job.job_id], after[trace_job.job.job_id])
             for trace_job in trace.jobs
         ),
     )
+
+
+def foreign_waits(stock: Sequence[JobRecord], tapfinger: Sequence[JobRecord]) -> tuple[float, float] | None:
+    """Mean wait in seconds of the jobs that are not ours, on either side; None where there are none."""
+    before = [record.waiting_s for record in stock if not record.managed]
+    after = [record.waiting_s for record in tapfinger if not record.managed]
+    return (fmean(before), fmean(after)) if before and after else None
 
 
 def write_json(report: DemoReport, path: Path) -> None:
@@ -103,16 +115,22 @@ def table(report: DemoReport) -> Table:
     made.add_column("stock Slurm", justify="right")
     made.add_column(f"TapFinger ({report.policy})", justify="right")
     made.add_column("change", justify="right")
-    rows = (
-        ("mean completion time (s)", "mean_completion_s", "{:.1f}"),
-        ("median completion time (s)", "median_completion_s", "{:.1f}"),
-        ("95th percentile of it (s)", "p95_completion_s", "{:.1f}"),
-        ("mean waiting time (s)", "mean_waiting_s", "{:.1f}"),
-        ("GPU use", "gpu_use", "{:.0%}"),
-        ("time for all jobs (s)", "makespan_s", "{:.0f}"),
-    )
-    for title, field, form in rows:
-        before, after = getattr(report.stock, field), getattr(report.tapfinger, field)
+    rows = [
+        ("mean completion time (s)", report.stock.mean_completion_s, report.tapfinger.mean_completion_s, "{:.1f}"),
+        (
+            "median completion time (s)",
+            report.stock.median_completion_s,
+            report.tapfinger.median_completion_s,
+            "{:.1f}",
+        ),
+        ("95th percentile of it (s)", report.stock.p95_completion_s, report.tapfinger.p95_completion_s, "{:.1f}"),
+        ("mean waiting time (s)", report.stock.mean_waiting_s, report.tapfinger.mean_waiting_s, "{:.1f}"),
+        ("GPU use", report.stock.gpu_use, report.tapfinger.gpu_use, "{:.0%}"),
+        ("time for all jobs (s)", report.stock.makespan_s, report.tapfinger.makespan_s, "{:.0f}"),
+    ]
+    if report.foreign_wait_s is not None:
+        rows.append(("mean wait of others' jobs (s)", *report.foreign_wait_s, "{:.1f}"))
+    for title, before, after, form in rows:
         change = f"{after / before - 1:+.0%}" if before else "-"
         made.add_row(title, form.format(before), form.format(after), change)
     return made
@@ -131,6 +149,7 @@ def _comparison(job: PendingJob, stock: JobRecord, tapfinger: JobRecord) -> JobC
     return JobComparison(
         job=job.job_id,
         job_class=job.job_class,
+        managed=job.managed,
         submitted_s=float(job.submit_time_s),
         asked=job.requested,
         least=job.minimum,
