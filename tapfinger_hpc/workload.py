@@ -72,7 +72,8 @@ def demo_trace(
 ) -> Trace:
     """The demo's stream of jobs: six measured classes, scaled to tens of seconds, every job with ranges.
 
-    ``foreign`` is the share of jobs that are submitted without the mark. Half of the jobs name one partition, half two or three: on stock Slurm too, each starts where there is room first.
+    ``foreign`` is the share of jobs that are submitted without the mark. Half of the jobs name one partition, half two
+    or three: on stock Slurm too, each starts where there is room first.
     """
     draw = random.Random(f"demo {seed}")
     cluster = spec or ClusterSpec.uniform()

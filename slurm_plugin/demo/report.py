@@ -115,18 +115,14 @@ def table(report: DemoReport) -> Table:
     made.add_column("stock Slurm", justify="right")
     made.add_column(f"TapFinger ({report.policy})", justify="right")
     made.add_column("change", justify="right")
+    stock, ours = report.stock, report.tapfinger
     rows = [
-        ("mean completion time (s)", report.stock.mean_completion_s, report.tapfinger.mean_completion_s, "{:.1f}"),
-        (
-            "median completion time (s)",
-            report.stock.median_completion_s,
-            report.tapfinger.median_completion_s,
-            "{:.1f}",
-        ),
-        ("95th percentile of it (s)", report.stock.p95_completion_s, report.tapfinger.p95_completion_s, "{:.1f}"),
-        ("mean waiting time (s)", report.stock.mean_waiting_s, report.tapfinger.mean_waiting_s, "{:.1f}"),
-        ("GPU use", report.stock.gpu_use, report.tapfinger.gpu_use, "{:.0%}"),
-        ("time for all jobs (s)", report.stock.makespan_s, report.tapfinger.makespan_s, "{:.0f}"),
+        ("mean completion time (s)", stock.mean_completion_s, ours.mean_completion_s, "{:.1f}"),
+        ("median completion time (s)", stock.median_completion_s, ours.median_completion_s, "{:.1f}"),
+        ("95th percentile of it (s)", stock.p95_completion_s, ours.p95_completion_s, "{:.1f}"),
+        ("mean waiting time (s)", stock.mean_waiting_s, ours.mean_waiting_s, "{:.1f}"),
+        ("GPU use", stock.gpu_use, ours.gpu_use, "{:.0%}"),
+        ("time for all jobs (s)", stock.makespan_s, ours.makespan_s, "{:.0f}"),
     ]
     if report.foreign_wait_s is not None:
         rows.append(("mean wait of others' jobs (s)", *report.foreign_wait_s, "{:.1f}"))
