@@ -591,6 +591,14 @@ def test_several_tasks_with_gpus_of_their_own_are_bound_to_the_closest_ones(hook
     assert job.environment.get("SLURM_GPU_BIND") == bind
 
 
+def test_newer_slurms_binding_of_gpus_to_tasks_is_taken_back_by_name(hook):
+    environment = {"SLURM_TRES_PER_TASK": "cpu=2,gres/gpu=1", "SLURM_TRES_BIND": "gres/gpu:per_task:1"}
+    asked = {"tres_per_task": "cpu=2,gres/gpu=1", "tres_bind": "gres/gpu:per_task:1", "cpus_per_task": 2.0}
+    job = hook.submit("tapfinger gpus=1-4", environment=environment, num_tasks=2.0, min_cpus=4.0, **asked)
+    assert job.tres_per_node == "gres/gpu:2"
+    assert job.environment == {"SLURM_TRES_PER_TASK": "", "SLURM_TRES_BIND": "gres/gpu:none"}
+
+
 # An agent that is not in charge, a site file that cannot be used, a job that cannot be written.
 
 NOT_IN_CHARGE = {

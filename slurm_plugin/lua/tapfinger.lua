@@ -303,6 +303,8 @@ local function request_of(job_desc)
     return nil, "it uses --mincpus"
   end
 
+  if given_number(job_desc.min_cpus) then cpus = job_desc.min_cpus end
+
   local gpus, why = gpus_of(job_desc, tasks)
   if not gpus then return nil, "it has " .. why end
 
@@ -402,12 +404,14 @@ local function environment_of(job_desc, tasks, gpus_change, cpus_change)
     if given_text(job_desc.environment[name]) then environment[name] = "" end
   end
   if gpus_change then
-    for _, name in ipairs({ "SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_BIND" }) do
-      blank(name)
+    for _, name in ipairs({ "SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK" }) do blank(name) end
+    -- srun would still bind each of several tasks, to no GPU at all, where the number of GPUs per task is blank. Newer
+    -- ones take it back by name (24.11); 22.05 does not, there it is the closest: all, or those at the task's socket.
+    if given_text(job_desc.environment.SLURM_TRES_BIND) then
+      environment.SLURM_TRES_BIND = "gres/gpu:none"
+    elseif environment.SLURM_GPUS_PER_TASK and tasks > 1 then
+      environment.SLURM_GPU_BIND = "closest"
     end
-    -- A blank number of GPUs per task still makes srun bind each of several tasks, and to no GPU at all; even
-    -- SLURM_GPU_BIND=none does not undo that (22.05). The closest ones are all of them, or those at the task's socket.
-    if environment.SLURM_GPUS_PER_TASK and tasks > 1 then environment.SLURM_GPU_BIND = "closest" end
   end
   if gpus_change or cpus_change then blank("SLURM_TRES_PER_TASK") end
   -- Slurm refreshes this one when CPUsPerTask is updated, but only if it is there. Without -c a task has one CPU.

@@ -505,16 +505,22 @@ def agents_socket(cluster: Sandbox) -> Iterator[socket.socket]:
         yield agent
 
 
+def waiting_at(agent: socket.socket) -> list[bytes]:
+    """The datagrams that have come; the end of a job sends one as well."""
+    agent.setblocking(False)
+    datagrams = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            datagrams.append(agent.recv(64))
+    return datagrams
+
+
 def test_a_leased_job_wakes_the_agent_and_others_do_not(cluster, agents_socket):
     sign_of_life(cluster)
     held(cluster, comment="not ours")
     held(cluster, "--nodelist=n1", comment=RANGES)
     held(cluster, comment=RANGES)
-    agents_socket.settimeout(10)
-    assert agents_socket.recv(64) == b"submit\n"
-    agents_socket.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        agents_socket.recv(64)
+    assert waiting_at(agents_socket).count(b"submit\n") == 1
 
 
 def test_submissions_go_on_while_the_agent_reads_no_wake_up(cluster, agents_socket):
@@ -522,4 +528,4 @@ def test_submissions_go_on_while_the_agent_reads_no_wake_up(cluster, agents_sock
     jobs = [cluster.submit("true", "--hold", f"--comment={RANGES}", as_user=USER) for _ in range(30)]
     leased = [job for job in cluster.jobs() if job.get("AdminComment", "").startswith("tapfinger lease=60 ")]
     assert {int(job["JobId"]) for job in leased} >= set(jobs)
-    assert agents_socket.recv(64) == b"submit\n"
+    assert b"submit\n" in waiting_at(agents_socket)
