@@ -76,7 +76,8 @@ def scenario(name: str) -> tuple[ClusterSpec, Trace]:
 def score(prices: Prices, name: str) -> float:
     """Logarithm of the mean completion time of a scenario."""
     spec, trace = scenario(name)
-    return math.log(fmean(record.completion_s for record in replay(trace, spec, PricePolicy(prices), interval_s=30.0)))
+    records = replay(trace, spec, PricePolicy(prices), interval_s=30.0, lease_s=120)
+    return math.log(fmean(record.completion_s for record in records))
 
 
 def _scores(pool: ProcessPoolExecutor, prices: Prices, names: Sequence[str]) -> list[float]:

@@ -38,7 +38,7 @@ class SimClock:
         until_s = self._now_s + seconds
         while self._world is not None:
             event_s = self._world.next_event_s()
-            if event_s > until_s:
+            if event_s > until_s or math.isinf(event_s):
                 break
             self._now_s = max(self._now_s, event_s)
             if self._world.advance(self._now_s):

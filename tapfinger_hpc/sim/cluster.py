@@ -98,7 +98,7 @@ class SimulatedCluster:
         self._hook, self._lease_s = hook, lease_s
         self._update_latency_s, self._refusal = update_latency_s, refusal
         self._draw = random.Random(seed)
-        self._arrivals = sorted(trace.jobs, key=lambda item: item.job.submit_time_s, reverse=True)
+        self._arrivals = sorted(trace.jobs, key=lambda item: item.job.submit_time_s)[::-1]  # the next one is last
         self._start_s = int(clock.now_s())
         self._waiting: dict[JobKey, _Waiting] = {}
         self._running: dict[JobKey, RunningJob] = {}

@@ -60,7 +60,8 @@ def replay(
     while not cluster.finished:
         loop.turn()
         if not cluster.finished:
-            clock.wait(interval_s if loop.jobs_wait else float("inf"))
+            # Leases are renewed when half of them is over: a longer sleep would let them lapse.
+            clock.wait(min(interval_s, lease_s / 3) if loop.jobs_wait else float("inf"))
     return cluster.records()
 
 
