@@ -1,7 +1,8 @@
 """How long a job class takes on given amounts of CPU, GPU and memory, and how sure we are.
 
-A model is a grid of seconds over the three resources, read with log-linear interpolation and clamped at its edges: any
-fitted curve can be written so, and reading it needs nothing but the standard library. Values are immutable.
+A model is a grid of seconds over the three resources, read with log-linear interpolation: any fitted curve can be
+written so, and reading it needs nothing but the standard library. Above the grid more brings nothing; below it nothing
+is known to run, so the job is taken not to. Values are immutable.
 """
 
 import math
@@ -46,6 +47,8 @@ class SpeedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def duration_s(self, amounts: "Resources") -> float:
         """Expected seconds on these amounts; infinity where the job cannot run."""
+        if amounts.cpus < self.cpus[0] or amounts.gpus < self.gpus[0] or amounts.mem_mb < self.mem_mb[0]:
+            return math.inf
         corners = self._corners(amounts)
         log_seconds = 0.0
         for index, weight in corners:

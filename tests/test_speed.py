@@ -24,9 +24,13 @@ def test_between_grid_points_the_logarithms_are_interpolated():
     assert GRID.duration_s(Resources(2, 1, 1000)) == pytest.approx(math.sqrt(80 * 40))
 
 
-def test_beyond_its_edges_the_grid_is_clamped():
+def test_above_the_grid_more_brings_nothing():
     assert GRID.duration_s(Resources(64, 9, 10**6)) == pytest.approx(20)
-    assert GRID.duration_s(Resources(0, 0, 0)) == pytest.approx(80)
+
+
+@pytest.mark.parametrize("amounts", [Resources(0, 1, 1000), Resources(1, 0, 1000), Resources(1, 1, 999)])
+def test_below_the_grid_nothing_is_known_to_run(amounts):
+    assert math.isinf(GRID.duration_s(amounts))
 
 
 def test_between_no_gpu_and_one_gpu_the_share_is_linear():

@@ -49,15 +49,21 @@ def resources(row: np.ndarray) -> Resources:
 
 
 def of(state: ClusterState, job: PendingJob, capacity: Resources) -> Choices:
-    """The choices of a job on an empty node of this capacity."""
-    model = speed_of(state, job)
-    return _choices(model, job.minimum, job.maximum, job.requested, job.tasks, job.time_limit_s, capacity)
+    """The choices of a job on an empty node of this capacity.
+
+    A class that is not known to run on anything in the job's range tells nothing of this job: then the prior holds.
+    """
+    bounds = (job.minimum, job.maximum, job.requested, job.tasks, job.time_limit_s, capacity)
+    known = _choices(speed_of(state, job), *bounds)
+    return known if len(known) else _choices(_prior(job.requested, job.minimum, job.maximum, job.time_limit_s), *bounds)
 
 
 def speed_of(state: ClusterState, job: PendingJob) -> SpeedModel:
     """What is known of the job's class, or the prior where nothing is."""
     known = state.job_class(job.job_class) if job.job_class else None
-    return known.speed if known is not None else _prior(job.requested, job.time_limit_s)
+    if known is not None:
+        return known.speed
+    return _prior(job.requested, job.minimum, job.maximum, job.time_limit_s)
 
 
 def seconds_on(model: SpeedModel, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +84,8 @@ def seconds_on(model: SpeedModel, grid: np.ndarray) -> tuple[np.ndarray, np.ndar
         value = log_seconds[tuple(index)]
         expected += np.where(weight > 0, weight * np.where(weight > 0, value, 0.0), 0.0)
         deviation += weight * log_std[tuple(index)]
-    return np.exp(expected), deviation
+    below = (grid < [model.cpus[0], model.gpus[0], model.mem_mb[0]]).any(axis=1)
+    return np.where(below, np.inf, np.exp(expected)), deviation
 
 
 @lru_cache(maxsize=4096)
@@ -106,8 +113,9 @@ def _brackets(axis: tuple[int, ...], amounts: np.ndarray) -> tuple[np.ndarray, n
 
 
 @lru_cache(maxsize=4096)
-def _prior(requested: Resources, time_limit_s: int | None) -> SpeedModel:
-    return prior(requested, time_limit_s)
+def _prior(requested: Resources, minimum: Resources, maximum: Resources, time_limit_s: int | None) -> SpeedModel:
+    """Of the request, as far as the range allows it: below the prior's memory nothing is known to run."""
+    return prior(resources(np.array(_nearest(requested, minimum, maximum))), time_limit_s)
 
 
 @lru_cache(maxsize=16384)
