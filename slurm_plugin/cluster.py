@@ -27,6 +27,7 @@ _JOBS_PER_RENEWAL = 400
 _ATTEMPTS = 4
 _STALE_ERRNO = "Resource temporarily unavailable"
 """Slurm without accounting says this at random for an update of Partition, out of a stale errno; nothing was wrong."""
+_HELD_NOW = "Job is in held state"
 _STARTED_OR_ENDED = ("Job is no longer pending execution", "Job has already finished", "Invalid job id specified")
 
 
@@ -75,21 +76,20 @@ class SlurmCluster:
     def apply(self, update: JobUpdate) -> Outcome:
         """One ``scontrol update``, then a look at what it did."""
         try:
-            before = self.job(update.job_id)
-            if before is None or before.submit_s != update.submit_time_s:
-                return Outcome(False, f"job {update.job_id} of {update.submit_time_s} is not there any more")
-            if before.state != "PD":
-                return Outcome(False, f"job {update.job_id} is not pending but {before.state}")
-            if before.priority == 0:
-                # A new priority would lift the hold of an administrator.
-                if update.node:
-                    return Outcome(False, f"job {update.job_id} is held")
-                update = replace(update, priority=None)
-            said = self._update(update, before)
+            for _ in range(_ATTEMPTS):
+                found = self.job(update.job_id)
+                if found is None or (why := _why_untouchable(update, found)):
+                    return Outcome(False, why if found else f"job {update.job_id} is not there any more")
+                before = found
+                said = self._update(update, before)
+                # It came to be held between the look and the update: look again, and leave its priority alone.
+                if not (said.rc and _HELD_NOW in said.stderr):
+                    break
             after = self.job(update.job_id)
         except SlurmError as error:
             return Outcome(False, str(error))
-        why = _difference(update, after, keeps_priority=not self._restores_priority(update, before))
+        sent = _sendable(update, before)
+        why = _difference(sent, after, keeps_priority=not self._restores_priority(sent, before))
         if not why:
             return Outcome(True)
         return Outcome(False, f"{why}; scontrol said {said.stderr!r}" if said.rc else why)
@@ -136,17 +136,25 @@ class SlurmCluster:
         return _read(self._run(_squeue(_STATES)))
 
     def _update(self, update: JobUpdate, before: JobRecord) -> Answer:
-        argv = ["scontrol", "update", f"JobId={update.job_id}", *_assignments(update, before, self._memory_counts())]
-        if self._restores_priority(update, before):
-            argv = [word for word in argv if not word.startswith("Priority=")]
-        said = self._run(argv)
-        for _ in range(_ATTEMPTS - 1):
-            if not (said.rc and _STALE_ERRNO in said.stderr):
-                break
-            said = self._run(argv)
-        if self._restores_priority(update, before):
+        sent = _sendable(update, before)
+        computed = self._restores_priority(sent, before)
+        if computed:
+            sent = replace(sent, priority=None)
+        words = _assignments(sent, before, self._memory_counts())
+        said = self._patiently(["scontrol", "update", f"JobId={update.job_id}", *words])
+        if computed:
             # The only way to let Slurm compute it again: an update cannot say so (22.05 refuses INFINITE).
             self._run(["scontrol", "release", update.job_id])
+        elif update.priority is not None and before.priority == 0 and not before.held and not said.rc:
+            # Slurm gave it a new priority with the update, behind all others.
+            self._run(["scontrol", "update", f"JobId={update.job_id}", f"Priority={update.priority}"])
+        return said
+
+    def _patiently(self, argv: Sequence[str]) -> Answer:
+        for _ in range(_ATTEMPTS):
+            said = self._run(argv)
+            if not (said.rc and _STALE_ERRNO in said.stderr):
+                break
         return said
 
     def _restores_priority(self, update: JobUpdate, before: JobRecord) -> bool:
@@ -177,6 +185,22 @@ class SlurmCluster:
 
     def _text(self, *argv: str) -> str:
         return self._run(argv).checked().decode("utf-8", "replace")
+
+
+def _why_untouchable(update: JobUpdate, before: JobRecord) -> str:
+    """Why the update must not be sent; "" where it may."""
+    if before.submit_s != update.submit_time_s:
+        return f"job {update.job_id} of {update.submit_time_s} is not there any more"
+    if before.state != "PD":
+        return f"job {update.job_id} is not pending but {before.state}"
+    if before.priority == 0 and update.node:
+        return f"job {update.job_id} is held ({before.reason})"
+    return ""
+
+
+def _sendable(update: JobUpdate, before: JobRecord) -> JobUpdate:
+    """A job that is held has priority 0 until it is released; giving it another would be refused, or lift the hold."""
+    return replace(update, priority=None) if before.priority == 0 else update
 
 
 def _squeue(*options: str) -> list[str]:
@@ -249,6 +273,8 @@ def _difference(update: JobUpdate, after: JobRecord | None, *, keeps_priority: b
     if update.amounts is not None:
         pairs.append(("amounts", str(update.amounts), str(after.amounts)))
         pairs.append(("tasks", update.tasks, after.tasks))
+        # After a refused update these two may differ (22.05).
+        pairs.append(("CPUs", update.amounts.cpus, after.cpus_asked))
     if update.priority is not None and keeps_priority:
         pairs.append(("priority", update.priority, after.priority))
     if update.begin_s:

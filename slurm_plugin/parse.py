@@ -83,6 +83,8 @@ class JobRecord(msgspec.Struct, frozen=True):
     tasks: int
     amounts: Resources
     """Requested while it waits, granted while it runs; on all nodes together."""
+    cpus_asked: int
+    """NumCPUs."""
     node_count: int
     gpu_type: str
     dependent: bool
@@ -98,6 +100,11 @@ class JobRecord(msgspec.Struct, frozen=True):
     admin_comment: str
     cut: tuple[str, ...] = ()
     """Columns that were too narrow."""
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody holds it. Slurm also sets priority 0 where no node could ever take it (BadConstraints)."""
+        return self.priority == 0 and not self.reason.startswith("BadConstraints")
 
     @property
     def together(self) -> bool:
@@ -195,6 +202,7 @@ def _job(record: bytes) -> JobRecord:
             priority=int(given["priority"] or 0),
             tasks=max(1, _count(given["tasks"])),
             amounts=amounts,
+            cpus_asked=_count(given["cpus"]),
             node_count=_node_count(given),
             gpu_type=gpu_type,
             dependent=given["dependency"] != "",
