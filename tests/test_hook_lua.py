@@ -726,6 +726,7 @@ LEASE = "tapfinger lease=60 ticket=x"
         (1000, {"begin_time": NOW_S + 0.0, "admin_comment": "tapfinger left: it uses --tmp"}, False),
         (0, {"begin_time": NOW_S + 0.0}, False),
         (0, {"begin_time": NOW_S + 0.0, "user_id": 0.0}, False),
+        (0, {"begin_time": NOW_S + 0.0, "admin_comment": None}, False),
         (64030, {"begin_time": NOW_S + 0.0}, False),
     ],
     ids=str,
