@@ -99,6 +99,7 @@ class _Decoding:
                 if not claims:
                     break
                 self._carry_out(claims)
+                self._declined = {}  # what was thought before these placements does not hold after them
                 self._room.next_round()
         return (*self._placed, *self._waiting())
 
@@ -316,6 +317,8 @@ class _Decoding:
             agent, probability, score = self._declined[position]
             name = self._given.partitions[agent].name
             reason = f"partition {name} would rather wait ({score:.2f}) than start it now ({probability:.2f})"
+        elif self._refusals >= MAX_REFUSALS:
+            reason = f"{self._refusals} choices were refused for the sake of jobs of others, so none was tried for it"
         else:
             reason = f"its least amounts ({job.minimum}) are not free on any node it may use"
         return Decision(
