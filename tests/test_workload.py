@@ -85,21 +85,18 @@ def test_shares_of_others_and_of_fixed_jobs_are_as_asked():
 
 
 def test_bursts_bring_jobs_together():
-    calm = random_trace(1, SANDBOX, WorkloadKnobs(jobs=200, bursts=0.0))
-    bursts = random_trace(1, SANDBOX, WorkloadKnobs(jobs=200, bursts=0.6))
-    assert (
-        len({item.job.submit_time_s for item in bursts.jobs})
-        < 100
-        < len({item.job.submit_time_s for item in calm.jobs})
-    )
+    def moments(bursts: float) -> int:
+        jobs = random_trace(1, SANDBOX, WorkloadKnobs(jobs=200, bursts=bursts)).jobs
+        return len({item.job.submit_time_s for item in jobs})
+
+    assert moments(bursts=0.6) < 100 < moments(bursts=0.0)
 
 
 def test_a_class_is_known_as_well_as_its_jobs_are_alike():
     for job_class in random_trace(1, SANDBOX, WorkloadKnobs(jobs=400, job_spread=0.4)).classes:
         assert job_class.speed.log_std[0] >= 0.4
-    for job_class in random_trace(
-        1, SANDBOX, WorkloadKnobs(jobs=400, job_spread=0.0, size_follows_request=0.0)
-    ).classes:
+    alike = WorkloadKnobs(jobs=400, job_spread=0.0, size_follows_request=0.0)
+    for job_class in random_trace(1, SANDBOX, alike).classes:
         assert job_class.speed.log_std == (0.0,)
 
 

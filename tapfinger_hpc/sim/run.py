@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
+from tapfinger_hpc import fit
 from tapfinger_hpc.decision import Decision, JobUpdate, after, guard_all, update_for
 from tapfinger_hpc.policies.base import Policy
 from tapfinger_hpc.sim.clock import SimClock
@@ -123,9 +124,11 @@ class _Loop:
             elif state.time_s - placed_s > PATIENCE_S:
                 del self._under_way[key]
                 self._give_back(job, state.time_s)
-            else:
-                assert decision.placement is not None
-                state = after(state, pending[key], decision.placement)
+            elif decision.placement is not None:
+                node = state.node(decision.placement.node)
+                # A job of others may have been faster: then there is no room to count this one in, and it is late.
+                if fit.fits_node(pending[key], node, decision.placement.amounts):
+                    state = after(state, pending[key], decision.placement)
         return state
 
     def _renew(self) -> None:
