@@ -4,6 +4,7 @@ Its record is the demo's only source for what a job got and when it ran: nothing
 """
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 from tapfinger_hpc import units
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import Resources
+from tapfinger_hpc.stats import COMPLETED
 
 
 class Ran(msgspec.Struct, frozen=True):
@@ -25,6 +27,7 @@ class Ran(msgspec.Struct, frozen=True):
     got: Resources
     started_s: float
     ended_s: float
+    outcome: str = COMPLETED
 
 
 def granted(environment: Mapping[str, str]) -> Resources:
@@ -54,12 +57,38 @@ def main(name: str, class_name: str, classes: Path, scale: float, records: Path)
     takes_s = scale * speed.duration_s(got)
     if takes_s == float("inf"):
         raise SystemExit(f"demo job {name}: class {class_name} cannot run with {got}")
-    time.sleep(max(0.0, started_s + takes_s - time.time()))
-    record = Ran(name, os.environ["SLURM_JOB_PARTITION"], os.environ["SLURMD_NODENAME"], got, started_s, time.time())
+    outcome = _sleep_until(started_s + takes_s)
+    record = Ran(
+        name,
+        os.environ["SLURM_JOB_PARTITION"],
+        os.environ["SLURMD_NODENAME"],
+        got,
+        started_s,
+        time.time(),
+        outcome,
+    )
     # Renamed into place, so that the demo never reads half a record.
     partial = records / f".{name}.partial"
     partial.write_bytes(msgspec.json.encode(record))
     partial.replace(records / f"{name}.json")
+
+
+class _TimeLimit(Exception):
+    """Slurm's SIGTERM: the job has used its time limit."""
+
+
+def _sleep_until(end_s: float) -> str:
+    """Sleeps; COMPLETED, or TIMEOUT where Slurm ended it before."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise _TimeLimit
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        time.sleep(max(0.0, end_s - time.time()))
+    except _TimeLimit:
+        return "TIMEOUT"
+    return COMPLETED
 
 
 if __name__ == "__main__":

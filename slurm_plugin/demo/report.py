@@ -23,6 +23,8 @@ class JobResult(msgspec.Struct, frozen=True):
     ran_s: float
     completion_s: float
     """From submission to the end."""
+    outcome: str
+    """COMPLETED, or TIMEOUT where its time limit ended it."""
 
 
 class JobComparison(msgspec.Struct, frozen=True):
@@ -124,6 +126,8 @@ def table(report: DemoReport) -> Table:
         ("GPU use", stock.gpu_use, ours.gpu_use, "{:.0%}"),
         ("time for all jobs (s)", stock.makespan_s, ours.makespan_s, "{:.0f}"),
     ]
+    if stock.not_completed or ours.not_completed:
+        rows.append(("jobs ended by their time limit", stock.not_completed, ours.not_completed, "{:.0f}"))
     if report.foreign_wait_s is not None:
         rows.append(("mean wait of others' jobs (s)", *report.foreign_wait_s, "{:.1f}"))
     for title, before, after, form in rows:
@@ -163,4 +167,5 @@ def _result(record: JobRecord) -> JobResult:
         waited_s=record.waiting_s,
         ran_s=record.running_s,
         completion_s=record.completion_s,
+        outcome=record.outcome,
     )

@@ -89,6 +89,7 @@ class Side:
             amounts=ran.got,
             job_class=job.job_class,
             managed=job.managed,
+            outcome=ran.outcome,
         )
 
     def _submit_all(self, at_s: float) -> None:
