@@ -160,10 +160,10 @@ class SimulatedCluster:
         """The jobs that have ended, in order of their ends."""
         return tuple(self._records)
 
-    def submit(self, trace_job: TraceJob) -> JobKey:
-        """A job arrives now, whatever its submit time says."""
+    def submit(self, trace_job: TraceJob, *, lease_s: int | None = None) -> JobKey:
+        """A job arrives now, whatever its submit time says; ``lease_s`` is what its own mark asks for."""
         job = replace(trace_job.job, submit_time_s=int(self._clock.now_s()))
-        self._arrive(TraceJob(job, trace_job.scale), job)
+        self._arrive(TraceJob(job, trace_job.scale), job, lease_s)
         self._schedule()
         return job.key
 
@@ -204,12 +204,13 @@ class SimulatedCluster:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _arrive(self, trace_job: TraceJob, job: PendingJob) -> None:
+    def _arrive(self, trace_job: TraceJob, job: PendingJob, lease_s: int | None = None) -> None:
         priority = job.priority or FIRST_PRIORITY - self._submitted
         self._submitted += 1
         leased = self._hook and job.managed
         job = replace(job, priority=priority, managed=leased, ticket=f"{self._submitted}" if leased else "")
-        self._waiting[job.key] = _Waiting(trace_job, job, job.submit_time_s + self._lease_s if leased else 0.0)
+        begin_s = job.submit_time_s + float(self._lease_s if lease_s is None else lease_s) if leased else 0.0
+        self._waiting[job.key] = _Waiting(trace_job, job, begin_s)
 
     def _as_seen(self, waiting: _Waiting) -> PendingJob:
         """What the queue shows: a job that was given a node looks like one whose user asked for it, and is not ours."""
