@@ -31,7 +31,7 @@ def untrained(seed: int = 0, waiting: float = 0.0) -> LearnedPolicy:
     network = Network(NetworkConfig(hidden=16))
     with torch.no_grad():
         network.wait[2].bias += waiting
-    return LearnedPolicy(network)
+    return LearnedPolicy.of(network)
 
 
 @lru_cache
@@ -42,7 +42,7 @@ def indifferent(waiting: float) -> LearnedPolicy:
         for parameter in network.parameters():
             parameter.zero_()
         network.wait[2].bias += waiting
-    return LearnedPolicy(network)
+    return LearnedPolicy.of(network)
 
 
 @lru_cache

@@ -1,6 +1,10 @@
 """The network: tasks stay different, order and batch make no difference, one set of weights for any size."""
 
+import os
+import subprocess
+import sys
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +16,9 @@ from msgspec.structs import replace
 
 from tapfinger_hpc import graph
 from tapfinger_hpc.graph import COLUMNS, Graph
-from tapfinger_hpc.nets.fused import FusedEncoder
-from tapfinger_hpc.nets.network import GraphTensors, Network, NetworkConfig, graph_tensors, log_softmax, option_tensors
+from tapfinger_hpc.nets.network import Network, NetworkConfig
+from tapfinger_hpc.nets.served import ServedNetwork
+from tapfinger_hpc.nets.tensors import GraphTensors, graph_tensors, log_softmax, option_tensors
 from tapfinger_hpc.policies.minimum import MinimumPolicy
 from tapfinger_hpc.room import Pick, Room
 from tapfinger_hpc.speed import JobClass
@@ -151,12 +156,46 @@ def test_the_amounts_depend_on_the_task_they_are_for() -> None:
 
 @given(states())
 @settings(max_examples=40, deadline=None)
-def test_the_fused_encoder_is_the_encoder(given: ClusterState) -> None:
-    net, tensors = network(rounds=3), graph_tensors([graph.build(given)])
+def test_the_network_that_is_served_is_the_one_that_is_trained(given: ClusterState) -> None:
+    net, built = network(rounds=3), graph.build(given)
+    served, tensors, options = ServedNetwork(net.config, net.state_dict()), graph_tensors([built]), Room(built).tasks()
     with torch.inference_mode():
-        plain, fused = net.encode(tensors), FusedEncoder(net.encoder)(tensors)
-    for kind in COLUMNS:
-        assert torch.allclose(plain[kind], fused[kind], atol=1e-5), kind
+        trained, same = net.encode(tensors), served.encode(tensors)
+        for kind in COLUMNS:
+            assert torch.allclose(trained[kind], same[kind], atol=1e-5), kind
+        if options is not None:
+            offered = option_tensors(built, options)
+            for ours, theirs in zip(
+                net.log_probabilities(trained, offered), served.log_probabilities(same, offered), strict=True
+            ):
+                assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["encoder.rounds.1.own.node.weight", "wait.0.bias", "encoder.enter.running.2.bias"])
+def test_weights_that_are_missing_too_many_or_of_another_shape_are_not_served(name: str) -> None:
+    whole = network().state_dict()
+    for wrong in (
+        {key: value for key, value in whole.items() if key != name},
+        whole | {name: whole[name][:-1]},
+        whole | {name + ".more": whole[name]},
+    ):
+        with pytest.raises(ValueError, match=name):
+            ServedNetwork(network().config, wrong)
+
+
+def test_serving_needs_no_torch_geometric_and_training_leaves_no_files_of_it(tmp_path: Path) -> None:
+    code = """
+import sys
+from tapfinger_hpc.policies.learned import LearnedPolicy
+assert not {"torch_geometric", "scipy"} & set(sys.modules)
+from tapfinger_hpc.nets.network import Network
+Network()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("torch_geometric*")) == []
 
 
 def test_log_probabilities_of_rows_are_those_of_torch() -> None:

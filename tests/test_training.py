@@ -198,7 +198,7 @@ def test_progress_runs_from_nothing_to_the_end(tmp_path: Path) -> None:
 
 
 def test_states_that_the_network_leads_to_are_labelled_by_the_teacher() -> None:
-    teacher, actor = PricePolicy(), LearnedPolicy(small_network())
+    teacher, actor = PricePolicy(), LearnedPolicy.of(small_network())
     demo = demo_scenario(1)
     scenario = replace(demo, trace=replace(demo.trace, jobs=demo.trace.jobs[:16]))
     led = record(scenario, Recorder(teacher, actor, "x"))
@@ -250,6 +250,8 @@ def rewritten(folder: Path, change) -> None:
 
 def test_a_checkpoint_comes_back_as_it_was_saved(folder: Path) -> None:
     network, info = checkpoint.load(folder)
+    served, told = checkpoint.load_served(folder)
+    assert (served.config, told) == (network.config, info)
     for name, tensor in small_network().state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)
     assert info == checkpoint.describe(folder)

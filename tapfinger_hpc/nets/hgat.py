@@ -5,12 +5,15 @@ and keeps a residual path, so different tasks stay different however few neighbo
 what waits and what runs over the partitions to the coordinator and back.
 """
 
+import sys
+import tempfile
+from pathlib import Path
+
 from torch import Tensor, nn
 from torch_geometric.nn import GATv2Conv, HeteroConv
 
 from tapfinger_hpc.graph import COLUMNS, EDGES
-
-Edges = dict[tuple[str, str, str], Tensor]
+from tapfinger_hpc.nets.tensors import Edges
 
 
 class AttentionRound(nn.Module):
@@ -45,6 +48,7 @@ class Encoder(nn.Module):
             }
         )
         self.rounds = nn.ModuleList(AttentionRound(hidden, heads) for _ in range(rounds))
+        _remove_generated_files()
 
     def forward(self, features: dict[str, Tensor], edges: Edges) -> dict[str, Tensor]:
         """Kind -> [graph nodes of that kind, hidden]. ``edges`` names every kind of edge, if only with no pairs."""
@@ -52,3 +56,11 @@ class Encoder(nn.Module):
         for attention_round in self.rounds:
             nodes = attention_round(nodes, edges)
         return nodes
+
+
+def _remove_generated_files() -> None:
+    """Torch-geometric loads code that it writes into the temporary folder, and leaves the files there."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.startswith(f"{GATv2Conv.__module__}_") and file and Path(file).parent == Path(tempfile.gettempdir()):
+            Path(file).unlink(missing_ok=True)

@@ -15,8 +15,9 @@ import torch
 
 from tapfinger_hpc import graph
 from tapfinger_hpc.decision import Alternative, Decision, Placement, after, guard
-from tapfinger_hpc.nets.fused import FusedEncoder
-from tapfinger_hpc.nets.network import Network, graph_tensors, option_tensors
+from tapfinger_hpc.nets.pointers import Pointers
+from tapfinger_hpc.nets.served import ServedNetwork
+from tapfinger_hpc.nets.tensors import graph_tensors, option_tensors
 from tapfinger_hpc.room import AMOUNT_HEADS, Options, Pick, Room
 from tapfinger_hpc.state import ClusterState, PendingJob
 from tapfinger_hpc.training import checkpoint
@@ -30,11 +31,10 @@ class LearnedPolicy:
 
     name = "tapfinger"
 
-    def __init__(self, network: Network, info: checkpoint.CheckpointInfo | None = None) -> None:
+    def __init__(self, network: ServedNetwork, info: checkpoint.CheckpointInfo | None = None) -> None:
         # One decision is too small to share out; more threads only make it wait for them.
         torch.set_num_threads(1)
-        self._network = network.eval()
-        self._encoder = FusedEncoder(network.encoder)
+        self._network = network
         self.info = info
 
     @classmethod
@@ -44,13 +44,17 @@ class LearnedPolicy:
         Raises:
             CheckpointError: it cannot be used, and why.
         """
-        network, info = checkpoint.load(folder or checkpoint.DEFAULT)
-        return cls(network, info)
+        return cls(*checkpoint.load_served(folder or checkpoint.DEFAULT))
+
+    @classmethod
+    def of(cls, network: Pointers) -> "LearnedPolicy":
+        """The policy of a network as it is now, for instance in training."""
+        return cls(ServedNetwork(network.config, network.state_dict()))
 
     @torch.inference_mode()
     def decide(self, state: ClusterState) -> tuple[Decision, ...]:
         """Placements first, in the order in which they are to be carried out; then the jobs that wait."""
-        return _Decoding(self._network, self._encoder, state).run()
+        return _Decoding(self._network, state).run()
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ class Chosen:
 class _Decoding:
     """One decision under way."""
 
-    def __init__(self, network: Network, encoder: FusedEncoder, state: ClusterState) -> None:
-        self._network, self._encoder, self._given = network, encoder, state
+    def __init__(self, network: ServedNetwork, state: ClusterState) -> None:
+        self._network, self._given = network, state
         self._graph = graph.build(state)
         self._state = state  # as the placements so far leave it
         self._placed: list[Decision] = []
@@ -227,7 +231,7 @@ class _Decoding:
 
     def _log_probabilities(self, options: Options) -> tuple[np.ndarray, np.ndarray]:
         if self._embeddings is None:
-            self._embeddings = self._encoder(graph_tensors([self._graph]))
+            self._embeddings = self._network.encode(graph_tensors([self._graph]))
         of_options, of_waiting = self._network.log_probabilities(self._embeddings, option_tensors(self._graph, options))
         return of_options.numpy(), of_waiting.numpy()
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import torch
@@ -19,7 +19,11 @@ from safetensors.torch import save as save_tensors
 
 from tapfinger_hpc import graph, room
 from tapfinger_hpc.errors import CheckpointError
-from tapfinger_hpc.nets.network import Network, NetworkConfig
+from tapfinger_hpc.nets.pointers import NetworkConfig, Pointers
+from tapfinger_hpc.nets.served import ServedNetwork
+
+if TYPE_CHECKING:
+    from tapfinger_hpc.nets.network import Network
 
 DEFAULT = Path(__file__).parents[1] / "checkpoints" / "default"
 """The checkpoint that ships with the package."""
@@ -96,7 +100,7 @@ class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.weights_sha256[:12]
 
 
-def save(folder: Path, network: Network, training: Training) -> CheckpointInfo:
+def save(folder: Path, network: Pointers, training: Training) -> CheckpointInfo:
     """Writes a checkpoint into the folder, in place of the one that may be there; whole or not at all."""
     weights = save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
@@ -120,13 +124,35 @@ def save(folder: Path, network: Network, training: Training) -> CheckpointInfo:
     return info
 
 
-def load(folder: Path) -> tuple[Network, CheckpointInfo]:
-    """The network of a checkpoint, and its description.
+def load(folder: Path) -> tuple["Network", CheckpointInfo]:
+    """The network of a checkpoint as it is trained, and its description.
+
+    Raises:
+        CheckpointError: says what is wrong with it, and what to do.
+    """
+    from tapfinger_hpc.nets.network import Network  # brings torch-geometric, which serving does without
+
+    _, info = load_served(folder)
+    network = Network(info.network)
+    network.load_state_dict(_tensors(folder, info))
+    return network.eval(), info
+
+
+def load_served(folder: Path) -> tuple[ServedNetwork, CheckpointInfo]:
+    """The network of a checkpoint as it is served, and its description.
 
     Raises:
         CheckpointError: says what is wrong with it, and what to do.
     """
     info = describe(folder)
+    tensors = _tensors(folder, info)
+    try:
+        return ServedNetwork(info.network, tensors), info
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {str(folder)!r}: {info.weights} does not fit: {error}") from error
+
+
+def _tensors(folder: Path, info: CheckpointInfo) -> dict[str, torch.Tensor]:
     weights = _read(folder, info.weights)
     digest = hashlib.sha256(weights).hexdigest()
     if digest != info.weights_sha256:
@@ -134,14 +160,13 @@ def load(folder: Path) -> tuple[Network, CheckpointInfo]:
             f"checkpoint {str(folder)!r}: {info.weights} is not what the description says "
             f"(SHA-256 {digest[:12]}..., expected {info.weights_sha256[:12]}...): truncated or changed; copy it again"
         )
-    network = Network(info.network)
     try:
-        network.load_state_dict(load_tensors(weights))
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {str(folder)!r}: {info.weights} does not fit: {error}") from error
-    if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
+        tensors = load_tensors(weights)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {str(folder)!r}: {info.weights} cannot be read: {error}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise CheckpointError(f"checkpoint {str(folder)!r}: {info.weights} holds values that are not numbers")
-    return network.eval(), info
+    return tensors
 
 
 def describe(folder: Path) -> CheckpointInfo:

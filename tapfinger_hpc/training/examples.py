@@ -14,7 +14,7 @@ from torch import Tensor
 from tapfinger_hpc import graph
 from tapfinger_hpc.decision import Decision
 from tapfinger_hpc.graph import Graph
-from tapfinger_hpc.nets.network import GraphTensors, OptionTensors, graph_tensors, option_tensors
+from tapfinger_hpc.nets.tensors import GraphTensors, OptionTensors, graph_tensors, option_tensors
 from tapfinger_hpc.room import AMOUNT_HEADS, Options, Pick, Room
 from tapfinger_hpc.state import ClusterState, Resources
 

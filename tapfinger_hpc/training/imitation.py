@@ -170,7 +170,7 @@ class _Run:
         while self._share() < 1.0:
             number, scenario = next(stream)
             own = self.step > 0 and draw.random() < self.config.own_share
-            actor = LearnedPolicy(self.averaged) if own else self.teacher
+            actor = LearnedPolicy.of(self.averaged) if own else self.teacher
             recorder = Recorder(self.teacher, actor, f"{self.config.seed} {number}", self.digest)
             self.memory.extend(record(scenario, recorder))
             self.episodes += 1
