@@ -46,8 +46,11 @@ class SpeedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"log_std: {len(self.log_std)} entries, expected 1 or {points}")
 
     def duration_s(self, amounts: "Resources") -> float:
-        """Expected seconds on these amounts; infinity where the job cannot run."""
-        if amounts.cpus < self.cpus[0] or amounts.gpus < self.gpus[0] or amounts.mem_mb < self.mem_mb[0]:
+        """Expected seconds on these amounts; infinity where the job cannot run.
+
+        Memory of 0 is that of a cluster that does not count memory: there is enough of it.
+        """
+        if amounts.cpus < self.cpus[0] or amounts.gpus < self.gpus[0] or 0 < amounts.mem_mb < self.mem_mb[0]:
             return math.inf
         corners = self._corners(amounts)
         log_seconds = 0.0
@@ -67,7 +70,8 @@ class SpeedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _corners(self, amounts: "Resources") -> list[tuple[int, float]]:
         """The grid points around ``amounts`` with their interpolation weights (those above 0)."""
         corners = [(0, 1.0)]
-        for axis, amount in ((self.cpus, amounts.cpus), (self.gpus, amounts.gpus), (self.mem_mb, amounts.mem_mb)):
+        mem_mb = amounts.mem_mb or self.mem_mb[-1]
+        for axis, amount in ((self.cpus, amounts.cpus), (self.gpus, amounts.gpus), (self.mem_mb, mem_mb)):
             lower, upper, share = _bracket(axis, amount)
             steps = [(lower, 1.0 - share)] if share == 0.0 else [(lower, 1.0 - share), (upper, share)]
             corners = [(index * len(axis) + step, weight * part) for index, weight in corners for step, part in steps]
@@ -89,16 +93,24 @@ def prior(requested: "Resources", time_limit_s: int | None) -> SpeedModel:
     The GPU exponent 0.6 is the median over Pollux's six models on one node with 1 to 4 GPUs and the global batch kept
     (0.80, 0.71, 0.62, 0.56, 0.16, -0.24; OSDI'21 artifact), the CPU exponent 0.3 that over the three tasks of
     TapFinger's test-bed table (0.40, 0.34, 0.09); the wide deviation says how little this is worth for one job.
+
+    Memory is not known to be enough below what is asked for, nor with more GPUs unless it grows with them: each GPU
+    has a process of its own, and a job that runs out of memory is lost.
     """
     at_request = (time_limit_s or 3600) / 3
     cpus = _powers_of_two(max(1, requested.cpus))
     gpus = _powers_of_two(max(1, requested.gpus)) if requested.gpus else (0,)
+    needed_mb = {gpu: math.ceil(max(1, requested.mem_mb) * max(1.0, gpu / max(1, requested.gpus))) for gpu in gpus}
+    mem_mb = tuple(sorted(set(needed_mb.values())))
     seconds = tuple(
         at_request * (max(1, requested.cpus) / cpu) ** 0.3 * ((max(1, requested.gpus) / gpu) ** 0.6 if gpu else 1.0)
+        if mem >= needed_mb[gpu]
+        else None
         for cpu in cpus
         for gpu in gpus
+        for mem in mem_mb
     )
-    return SpeedModel(cpus=cpus, gpus=gpus, mem_mb=(max(1, requested.mem_mb),), seconds=seconds, log_std=(1.0,))
+    return SpeedModel(cpus=cpus, gpus=gpus, mem_mb=mem_mb, seconds=seconds, log_std=(1.0,))
 
 
 def _powers_of_two(amount: int) -> tuple[int, ...]:

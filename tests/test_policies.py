@@ -270,6 +270,14 @@ def test_many_durations_at_once_are_those_of_the_model_one_by_one(model, rows):
         assert at_once == pytest.approx(one) or (math.isinf(one) and math.isinf(at_once))
 
 
+@pytest.mark.parametrize("name", ["fifo", "min", "price", "random"])
+def test_where_memory_is_not_counted_jobs_are_placed_without_it(name):
+    uncounted = {"requested": Resources(4, 1, 0), "minimum": Resources(1, 1, 0), "maximum": Resources(16, 4, 0)}
+    hungry = JobClass("hungry", SpeedModel((1,), (1, 2), (4000, 16000), (None, 30.0, None, 20.0)))
+    seen = state(job("1", job_class="hungry", **uncounted), job("2", 1, **uncounted), classes=(hungry,))
+    assert all(decision.placement is not None for decision in decide(name, seen).values())
+
+
 def test_an_unknown_job_gets_nothing_slower_than_what_it_asks_for():
     asked = Resources(4, 2, 8000)
     seen = state(job("1", requested=asked))

@@ -89,10 +89,25 @@ def test_an_unknown_job_is_thought_to_take_a_third_of_its_limit_as_requested():
 def test_an_unknown_job_is_thought_to_gain_less_than_in_proportion():
     asked = Resources(4, 2, 8000)
     model = prior(asked, 3600)
-    twice = model.duration_s(Resources(4, 4, 8000))
+    twice = model.duration_s(Resources(4, 4, 16000))
     assert 600 < twice < 1200
     assert model.duration_s(Resources(4, 1, 8000)) > 1200
     assert model.log_std_at(asked) >= 0.5
+
+
+def test_an_unknown_job_is_not_known_to_run_on_less_memory_or_on_more_gpus_with_the_same():
+    model = prior(Resources(4, 2, 8000), 3600)
+    assert math.isinf(model.duration_s(Resources(4, 2, 7999)))
+    assert math.isinf(model.duration_s(Resources(4, 1, 4000)))
+    assert math.isinf(model.duration_s(Resources(4, 4, 15999)))
+    assert math.isfinite(model.duration_s(Resources(4, 1, 8000)))
+
+
+def test_where_memory_is_not_counted_there_is_enough():
+    assert GRID.duration_s(Resources(1, 1, 0)) == pytest.approx(70)
+    needs = SpeedModel((1,), (1,), (4000, 8000), (None, 20.0))
+    assert needs.duration_s(Resources(1, 1, 0)) == pytest.approx(20)
+    assert prior(Resources(4, 2, 0), 3600).duration_s(Resources(4, 2, 0)) == pytest.approx(1200)
 
 
 @given(st.integers(1, 256), st.integers(0, 16), st.integers(0, 10**6), st.one_of(st.none(), st.integers(1, 10**6)))

@@ -69,6 +69,7 @@ def speed_of(state: ClusterState, job: PendingJob) -> SpeedModel:
 def seconds_on(model: SpeedModel, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Expected seconds and their log deviation on many amounts at once, as the model gives them one by one."""
     log_seconds, log_std = _tables(model)
+    grid = np.where([False, False, True] & (grid == 0), model.mem_mb[-1], grid)  # memory is not counted
     expected = np.zeros(len(grid))
     deviation = np.zeros(len(grid))
     lower, share = zip(
