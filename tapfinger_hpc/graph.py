@@ -104,6 +104,8 @@ level 1 is about the price at which its gain and the others' loss balance; level
 """
 CROWD_OF_RUNNING, CROWD_OF_NODE = 0.5, 0.2
 """A running job and an idle node count as so many waiting jobs: where many run, more will come."""
+NEVER = 2**62
+"""Fills up tables of choices; no node has so much."""
 UNKNOWN_SHARE_OF_LIMIT = 1 / 3
 """Expected time of a waiting job of others as a share of its limit, as ``speed.prior`` says."""
 DEFAULT_SECONDS = 3600 * UNKNOWN_SHARE_OF_LIMIT
@@ -131,54 +133,53 @@ class Kind:
         return tuple(sorted({partition for partition, _ in self.places}))
 
 
-@dataclass(frozen=True)
 class Graph:
     """Features and edges by kind, and the tables from which masks and options are made while decoding."""
 
-    state: ClusterState
-    features: dict[str, np.ndarray]  # kind -> float32 [nodes of that kind, columns]
-    edges: dict[tuple[str, str, str], np.ndarray]  # -> int64 [2, edges]
-    jobs: tuple[PendingJob, ...]
-    """The waiting jobs that are ours to place and could run somewhere."""
-    job_position: np.ndarray  # int64 [job] position among the graph's pending nodes
-    kinds: tuple[Kind, ...]
-    kind_of: np.ndarray  # int64 [job]
-    age: np.ndarray  # float64 [job] log1p(age / scale)
-    scale_s: float
-    """Time scale of the state: the geometric mean of the waiting jobs' least seconds."""
-    queue: np.ndarray  # float64 [node] jobs that wait for it; a job counts once, over all nodes that it can use
-    releases: tuple[tuple[tuple[float, Resources], ...], ...]
-    """For every node, the expected ends of what runs there: seconds from now, and the amounts."""
-    scarcity: np.ndarray  # float64 [3] demand for each resource over capacity, the scarcest is 1
-    total: np.ndarray  # float64 [3] capacity of the nodes that are available
-    pressure: np.ndarray  # float64 [partition, 3] seconds of work waiting per capacity, over the time scale
+    def __init__(self, state: ClusterState) -> None:
+        self._view = view = _View(state)
+        self.state = state
+        self.jobs = tuple(state.pending[position] for position in view.ours)
+        """The waiting jobs that are ours to place and could run somewhere."""
+        self.job_position = np.array(view.ours, dtype=np.int64)  # [job] position among the graph's pending nodes
+        self.kinds = tuple(view.kinds)
+        self.kind_of = np.array([view.kind_of[position] for position in view.ours], dtype=np.int64)  # [job]
+        self.grid = view.grid  # int64 [kind, choice, 3] CPUs, GPUs, MiB; NEVER beyond a kind's last choice
+        self.log_seconds = view.log_seconds  # float64 [kind, choice]; infinite there
+        self.age = np.log1p(view.age_s[self.job_position] / view.scale_s)  # float64 [job]
+        self.scale_s = view.scale_s
+        """Time scale of the state: the geometric mean of the waiting jobs' least seconds."""
+        self.queue = view.queue  # float64 [node] jobs that wait for it; a job counts once, over all that it can use
+        self.scarcity = view.scarcity  # float64 [3] demand for each resource over capacity, the scarcest is 1
+        self.total = view.total  # float64 [3] capacity of the nodes that are available
 
-
-def build(state: ClusterState) -> Graph:
-    """The graph of a state."""
-    view = _View(state)
-    return Graph(
-        state=state,
-        features={
+    @cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """Kind -> float32 [graph nodes of that kind, columns]. Worked out only where something can be placed."""
+        view = self._view
+        return {
             "partition": view.partition_features(),
             "node": view.node_features(),
             "pending": view.pending_features(),
             "running": view.running_features(),
             "coordinator": view.coordinator_features(),
-        },
-        edges=view.edges(),
-        jobs=tuple(state.pending[position] for position in view.ours),
-        job_position=np.array(view.ours, dtype=np.int64),
-        kinds=tuple(view.kinds),
-        kind_of=np.array([view.kind_of[position] for position in view.ours], dtype=np.int64),
-        age=np.array([view.log_time(view.age_s(state.pending[position])) for position in view.ours]),
-        scale_s=view.scale_s,
-        queue=view.queue,
-        releases=tuple(tuple(sorted((seconds, amounts) for seconds, _, amounts in held)) for held in view.releases),
-        scarcity=view.scarcity,
-        total=view.total,
-        pressure=view.pressure,
-    )
+        }
+
+    @cached_property
+    def edges(self) -> dict[tuple[str, str, str], np.ndarray]:
+        """Kind of edge -> int64 [2, edges]."""
+        return self._view.edges()
+
+    @cached_property
+    def releases(self) -> tuple[tuple[tuple[float, Resources], ...], ...]:
+        """For every node, the expected ends of what runs there: seconds from now, and the amounts."""
+        ends = self._view.releases
+        return tuple(tuple(sorted((seconds, amounts) for seconds, _, amounts in held)) for held in ends)
+
+
+def build(state: ClusterState) -> Graph:
+    """The graph of a state."""
+    return Graph(state)
 
 
 def row(amounts: Resources) -> tuple[int, int, int]:
@@ -219,15 +220,13 @@ class _View:
         self.largest = self.capacity.max(axis=0, initial=0.0)
         self._classes = {job_class.name: job_class for job_class in state.classes}
         self.waiting = sum(job.eligible for job in state.pending)
+        self.age_s = np.array([max(0.0, state.time_s - job.submit_time_s) for job in state.pending])  # [pending]
         self._find_kinds()
+        self._tabulate()
         self._measure_demand()
-        self._measure_running()
 
     def log_time(self, seconds: float) -> float:
         return math.log1p(max(0.0, seconds) / self.scale_s)
-
-    def age_s(self, job: PendingJob) -> float:
-        return max(0.0, self.state.time_s - job.submit_time_s)
 
     # What waits.
 
@@ -277,81 +276,88 @@ class _View:
             known=job.job_class in self._classes,
         )
 
+    def _tabulate(self) -> None:
+        """The choices of all kinds in padded tables, and what the curve of each looks like."""
+        kinds = self.kinds
+        most = max((len(kind.grid) for kind in kinds), default=1)
+        self.grid = np.full((len(kinds), most, 3), NEVER, dtype=np.int64)
+        self.log_seconds = np.full((len(kinds), most), np.inf)
+        for index, kind in enumerate(kinds):
+            self.grid[index, : len(kind.grid)] = kind.grid
+            self.log_seconds[index, : len(kind.grid)] = kind.log_seconds
+        amounts = np.where(np.isfinite(self.log_seconds)[:, :, None], self.grid, 0)
+        held = np.maximum(share(amounts, self.total).sum(axis=2), 1e-9)  # [kind, choice] shares of the cluster
+        every = np.arange(len(kinds))
+        best = self.log_seconds.argmin(axis=1)
+        cheapest = (self.log_seconds + np.log(held)).argmin(axis=1)
+        doublings = np.log(held[every, best] / held[:, 0])
+        fall = self.log_seconds[:, 0] - self.log_seconds[every, best]
+        gain = np.divide(fall, doublings, out=np.zeros(len(kinds)), where=doublings > 0.01)
+        # [kind, 4] log seconds at best, on the least amounts, on the cheapest; gain by each doubling of what is held
+        self.curves = np.stack(
+            [self.log_seconds[every, best], self.log_seconds[:, 0], self.log_seconds[every, cheapest], gain], axis=1
+        )
+        self._work = amounts[every, cheapest] * np.exp(self.curves[:, 2:3])  # [kind, 3] amounts * seconds
+
     def _measure_demand(self) -> None:
         """Least time of every waiting job, the time scale, and how much work waits for each resource."""
         state, partitions = self.state, self.state.partitions
-        best: list[float] = []
         self.queue = np.zeros(len(state.nodes))
-        work = np.zeros((len(state.pending), 3))  # amounts * seconds of the cheapest choice
+        self.pressure = np.zeros((len(partitions), 3))
         self._reaches: list[tuple[int, ...]] = []
-        self._menus: list[tuple[float, float, float, float]] = []  # log seconds: best, at least, cheapest; gain
-        of_menu = {id(kind.grid): kind for kind in self.kinds}  # kinds often differ in their partitions only
-        measured = {menu: self._cheapest(kind) for menu, kind in of_menu.items()}
-        cheapest_of = [measured[id(kind.grid)] for kind in self.kinds]
+        menus: list[np.ndarray | tuple[float, ...]] = []
+        demand = np.zeros(3)
         for position, job in enumerate(state.pending):
             index = self.kind_of.get(position)
             if index is None:
                 seconds = max(1.0, (job.time_limit_s or 3600) * UNKNOWN_SHARE_OF_LIMIT)
-                log_seconds = math.log(seconds)
-                self._menus.append((log_seconds, log_seconds, log_seconds, 0.0))
+                menus.append((*[math.log(seconds)] * 3, 0.0))
                 named = sorted(set(job.partitions) & set(self.partition_index))
-                self._reaches.append(tuple(self.partition_index[name] for name in named))
-                work[position] = np.array(row(job.requested)) * seconds
-                nodes = sorted({node for partition in self._reaches[-1] for node in self.members[partition]})
+                reached = tuple(self.partition_index[name] for name in named)
+                work = np.array(row(job.requested)) * seconds
+                nodes = sorted({node for partition in reached for node in self.members[partition]})
             else:
-                kind = self.kinds[index]
-                cheapest, menu = cheapest_of[index]
-                self._menus.append(menu)
-                self._reaches.append(kind.partitions)
-                work[position] = kind.grid[cheapest] * math.exp(menu[2])
-                nodes = list(kind.nodes)
+                menus.append(self.curves[index])
+                reached, work, nodes = self.kinds[index].partitions, self._work[index], list(self.kinds[index].nodes)
+            self._reaches.append(reached)
             if job.eligible:
-                best.append(self._menus[-1][0])
                 self.queue[nodes] += job.nodes_wanted / max(1, len(nodes))
-            else:
-                work[position] = 0.0
-        self.scale_s = math.exp(sum(best) / len(best)) if best else DEFAULT_SECONDS
-        self.spread = float(np.std(best)) if best else 0.0
-        self.pressure = np.zeros((len(partitions), 3))
-        for position, reached in enumerate(self._reaches):
-            for partition in reached:
-                self.pressure[partition] += work[position] / len(reached)
+                self.pressure[list(reached)] += work / max(1, len(reached))
+                demand += work
+        self._menus = np.array(menus, dtype=np.float64).reshape(-1, 4)  # [pending, 4] as curves
+        eligible = np.array([job.eligible for job in state.pending], dtype=bool)
+        best = self._menus[eligible, 0]
+        self.scale_s = math.exp(float(best.mean())) if len(best) else DEFAULT_SECONDS
+        self.spread = float(best.std()) if len(best) else 0.0
         usable = self.capacity * self.available[:, None]
         capacity = np.array([usable[nodes].sum(axis=0) for nodes in self.members]).reshape(-1, 3)
         self.pressure = share(self.pressure, capacity * self.scale_s)
-        self.demand = share(work.sum(axis=0), self.total * self.scale_s)
+        self.demand = share(demand, self.total * self.scale_s)
         scarcest = self.demand.max()
         self.scarcity = self.demand / scarcest if scarcest > 0 else np.ones(3)
 
-    def _cheapest(self, kind: Kind) -> tuple[int, tuple[float, float, float, float]]:
-        """The choice that holds the least share of the cluster for its time, and what the curve looks like."""
-        held = np.maximum(share(kind.grid, self.total).sum(axis=1), 1e-9)
-        cheapest = int(np.argmin(kind.log_seconds + np.log(held)))
-        least, best = 0, int(np.argmin(kind.log_seconds))
-        doublings = math.log(held[best] / held[least])
-        gain = (kind.log_seconds[least] - kind.log_seconds[best]) / doublings if doublings > 0.01 else 0.0
-        log_seconds = kind.log_seconds
-        return cheapest, (
-            float(log_seconds[best]),
-            float(log_seconds[least]),
-            float(log_seconds[cheapest]),
-            float(gain),
-        )
-
     # What runs.
 
-    def _measure_running(self) -> None:
-        count = len(self.state.nodes)
-        self.releases: list[list[tuple[float, float, Resources]]] = [
-            [] for _ in range(count)
-        ]  # seconds, share, amounts
-        self.remaining_s = [outlook.remaining_s(self.state, job) for job in self.state.running]
+    @cached_property
+    def remaining_s(self) -> list[float]:
+        """Seconds for which each running job is expected to go on."""
+        return [outlook.remaining_s(self.state, job) for job in self.state.running]
+
+    @cached_property
+    def releases(self) -> list[list[tuple[float, float, Resources]]]:
+        """For every node, what will be released: seconds from now, largest share of the node, amounts."""
+        found: list[list[tuple[float, float, Resources]]] = [[] for _ in self.state.nodes]
         for job, remaining_s in zip(self.state.running, self.remaining_s, strict=True):
             for held in job.shares:
                 index = self.node_index.get(held.node)
                 if index is not None:
-                    part = share(np.array(row(held.amounts), dtype=float), self.capacity[index]).max()
-                    self.releases[index].append((remaining_s, float(part), held.amounts))
+                    part = max(
+                        amount / capacity
+                        for amount, capacity in zip(row(held.amounts), self.capacity[index].tolist(), strict=True)
+                        if capacity > 0
+                    )
+                    found[index].append((remaining_s, part, held.amounts))
+        return found
 
     def _ends_on(self, nodes: Iterable[int]) -> tuple[float, float]:
         """Logarithms of the next release and of the mean one, weighted by the share held."""
@@ -409,39 +415,36 @@ class _View:
         least = share(rows_of(job.minimum for job in state.pending), self.largest)
         most = share(np.minimum(rows_of(job.maximum for job in state.pending), self.largest), self.largest)
         asked = share(rows_of(job.requested for job in state.pending), self.largest)
-        log_scale = math.log(self.scale_s)
+        crowd = [float(self.queue[list(kind.nodes)].mean()) + CROWD_OF_NODE for kind in self.kinds]
+        dearness = np.log1p(np.array(crowd) * share(self.grid[:, 0], self.largest).max(axis=1, initial=0.0))
+        seconds = self._menus[:, :3] - math.log(self.scale_s)
         rows = []
         for position, job in enumerate(state.pending):
             index = self.kind_of.get(position)
             kind = None if index is None else self.kinds[index]
-            best, at_least, cheapest, gain = self._menus[position]
-            cost = at_least - log_scale
-            if kind is not None:
-                crowd = self.queue[list(kind.nodes)].mean() + CROWD_OF_NODE
-                cost += math.log1p(crowd * share(kind.grid[0].astype(float), self.largest).max())
+            reached = len(self._reaches[position])
             rows.append(
                 (
-                    *least[position],
-                    *most[position],
-                    *asked[position],
-                    best - log_scale,
-                    at_least - log_scale,
-                    cheapest - log_scale,
-                    gain,
-                    cost,
+                    0.0 if index is None else dearness[index],
                     1.0 if kind is None else kind.log_std,
                     kind is not None and kind.known,
-                    self.log_time(self.age_s(job)),
-                    self.log_time(job.time_limit_s or 0.0),
-                    math.log(max(1, len(self._reaches[position]))),
-                    len(self._reaches[position]) / max(1, len(state.partitions)),
+                    self.age_s[position] / self.scale_s,
+                    (job.time_limit_s or 0.0) / self.scale_s,
+                    max(1, reached),
+                    reached / max(1, len(state.partitions)),
                     job.managed,
                     job.eligible,
-                    math.log(job.nodes_wanted),
-                    0.0 if kind is None else math.log(len(kind.grid)),
+                    job.nodes_wanted,
+                    1 if kind is None else len(kind.grid),
                 )
             )
-        return _table("pending", rows)
+        each = np.array(rows, dtype=np.float64).reshape(-1, 11)
+        each[:, 0] += seconds[:, 1]
+        each[:, 3:5] = np.log1p(each[:, 3:5])
+        for column in (5, 9, 10):
+            each[:, column] = np.log(each[:, column])
+        columns = (least, most, asked, seconds, self._menus[:, 3:], each)
+        return np.concatenate(columns, axis=1).astype(np.float32)
 
     def running_features(self) -> np.ndarray:
         held = share(rows_of(job.amounts for job in self.state.running), self.largest)

@@ -7,13 +7,14 @@ choice among options can be one that does not fit. Pure numpy.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from msgspec.structs import replace
 
 from tapfinger_hpc import fit, graph
 from tapfinger_hpc.graph import CROWD_OF_NODE, CROWD_OF_RUNNING, PRICE_LEVELS, RESOURCES, Graph, share
-from tapfinger_hpc.state import Node, PendingJob, Resources
+from tapfinger_hpc.state import Node, Resources
 
 _LEVELS = tuple(f"price_{level:g}" for level in PRICE_LEVELS)
 AGENT_COLUMNS: tuple[str, ...] = (
@@ -80,7 +81,6 @@ AMOUNT_HEADS = ("gpus", "cpus", "mem")
 _COLUMN_OF = {"cpus": 0, "gpus": 1, "mem": 2}
 _FAR = 6.0
 """Where a ratio has no value (nothing fits elsewhere), and the greatest that any is let become."""
-_NEVER = 2**62
 RELEASES_AHEAD = 4
 """How many of the next ends on a node are looked at when waiting is weighed against starting now."""
 
@@ -166,15 +166,9 @@ class Room:
         return np.array([[float(node.available)] for node in self.nodes]).reshape(-1, 1)
 
     def _prepare_choices(self) -> None:
-        """The choices of all kinds in one padded table, with their cost at each price level."""
-        kinds = self.graph.kinds
-        most = max((len(kind.grid) for kind in kinds), default=0)
-        self._grid = np.full((len(kinds), most, 3), _NEVER, dtype=np.int64)  # [kind, choice, 3]
-        log_seconds = np.full((len(kinds), most), np.inf)
-        for index, kind in enumerate(kinds):
-            self._grid[index, : len(kind.grid)] = kind.grid
-            log_seconds[index, : len(kind.grid)] = kind.log_seconds
-        self._seconds = np.exp(log_seconds)  # [kind, choice]
+        """The cost of all choices on every node at each price level."""
+        kinds, log_seconds = self.graph.kinds, self.graph.log_seconds
+        self._grid = self.graph.grid  # [kind, choice, 3]
         amounts = np.where(np.isfinite(log_seconds)[:, :, None], self._grid, 0)
         reached = np.array([1 / max(1, len(kind.nodes)) for kind in kinds])
         self._crowd = np.zeros(len(self.nodes))
@@ -207,22 +201,29 @@ class Room:
         self._reach = np.array([len(kind.partitions) for kind in kinds])
         for index, kind in enumerate(kinds):
             self._open[index, [members[place] for place in kind.places]] = True
+        bounds: dict[tuple, int] = {}
+        of_kind = [(kind.job.minimum, kind.job.maximum, kind.job.tasks, kind.job.gpu_type) for kind in kinds]
+        self._bounds_of = [bounds.setdefault(each, len(bounds)) for each in of_kind]  # [kind]
+        self._bounded = [kinds[self._bounds_of.index(each)].job for each in range(len(bounds))]
         self._limits = np.full((len(kinds), len(self.nodes), 3), -1, dtype=np.int64)  # [kind, node, 3]
+        self._limits_empty = self._limits.copy()  # [kind, node, 3] if nothing ran there
         self._now = np.full((*shape, len(self.nodes)), np.inf)  # [level, kind, node] least cost that fits
         empty = np.full((*shape, len(self.nodes)), np.inf)
-        alike: dict[tuple, np.ndarray] = {}
+        alike: dict[tuple, int] = {}
         for index, node in enumerate(self.nodes):
             emptied = graph.emptied(node)
             same = (id(self._cost[index]), emptied.cpu_step, emptied.gpu_type, emptied.available)
-            if same not in alike:
-                alike[same] = self._least_within(self._limits_on(emptied), self._cost[index])
-            empty[:, :, index] = alike[same]
+            first = alike.setdefault(same, index)
+            if first == index:
+                self._limits_empty[:, index] = self._limits_on(emptied)
+                empty[:, :, index] = self._least_within(self._limits_empty[:, index], self._cost[index])
+            else:
+                self._limits_empty[:, index], empty[:, :, index] = self._limits_empty[:, first], empty[:, :, first]
             self._measure(index)
-        self._later = self._least_of_members(self._cost_later()).min(axis=2, initial=np.inf)  # [level, kind]
         self._ideal_here = self._least_of_members(empty)  # [level, kind, partition]
         self._ideal = self._ideal_here.min(axis=2, initial=np.inf)  # [level, kind]
         self._now_here = self._least_of_members(self._now)  # [level, kind, partition]
-        self._reaches_only = [frozenset(node for _, node in kind.places) for kind in kinds]
+        self._reaches_only = [frozenset(kind.nodes) for kind in kinds]
 
     # Between rounds.
 
@@ -251,7 +252,7 @@ class Room:
     def expected_s(self, pick: Pick) -> float:
         """How long the job is expected to run on the chosen amounts."""
         choices = self._choices(pick)
-        return float(self._seconds[self.graph.kind_of[pick.job], choices].min())
+        return math.exp(float(self.graph.log_seconds[self.graph.kind_of[pick.job], choices].min()))
 
     def waits_for_nothing(self, job: int) -> bool:
         """Whether every node that the job could ever use is idle, so that waiting cannot bring it more."""
@@ -337,15 +338,8 @@ class Room:
 
     def _limits_on(self, node: Node) -> np.ndarray:
         """[kind, 3] greatest amounts on the node now, -1 where the kind does not fit."""
-        known: dict[tuple, tuple[int, int, int]] = {}
-        rows = []
-        for kind in self.graph.kinds:
-            job: PendingJob = kind.job
-            bounds = (job.minimum, job.maximum, job.tasks, job.gpu_type)
-            if bounds not in known:
-                known[bounds] = graph.limits(job, node)
-            rows.append(known[bounds])
-        return np.array(rows, dtype=np.int64).reshape(-1, 3)
+        found = [graph.limits(job, node) for job in self._bounded]
+        return np.array(found, dtype=np.int64).reshape(-1, 3)[self._bounds_of]
 
     def _least_within(self, limits: np.ndarray, cost: np.ndarray) -> np.ndarray:
         """[level, kind] least cost among the choices within these limits; cost is [level, kind, choice]."""
@@ -353,15 +347,22 @@ class Room:
         least: np.ndarray = np.where(fits, cost, np.inf).min(axis=2, initial=np.inf)
         return least
 
-    def _cost_later(self) -> np.ndarray:
-        """[level, kind, node] least cost, waiting included, once some of what runs on the node has ended."""
+    @cached_property
+    def _later(self) -> np.ndarray:
+        """[level, kind] least cost, waiting included, once some of what runs on a node has ended. An estimate."""
         later = np.full(self._now.shape, np.inf)
-        for index, node in enumerate(self.nodes):
-            for after_s, amounts in self.graph.releases[index][:RELEASES_AHEAD]:
-                node = replace(node, free=node.free + fit.granted(node, amounts))
-                least = self._least_within(self._limits_on(node), self._cost[index])
-                np.minimum(later[:, :, index], np.logaddexp(least, math.log(after_s + 1.0)), out=later[:, :, index])
-        return later
+        for index, node in enumerate(self.graph.state.nodes):
+            ends = self.graph.releases[index][:RELEASES_AHEAD]
+            if not ends or not node.available:
+                continue
+            released = np.cumsum([graph.row(fit.granted(node, amounts)) for _, amounts in ends], axis=0)
+            free = graph.row(node.free) + released  # [end, 3]
+            limits = np.minimum(self._limits_empty[:, index], free[:, None])  # [end, kind, 3]
+            fits = (self._grid <= limits[:, :, None, :]).all(axis=3)  # [end, kind, choice]
+            least = np.where(fits, self._cost[index][:, None], np.inf).min(axis=3, initial=np.inf)
+            after_s = np.array([seconds for seconds, _ in ends])[:, None]
+            later[:, :, index] = np.logaddexp(least, np.log(after_s + 1.0)).min(axis=1)
+        return self._least_of_members(later).min(axis=2, initial=np.inf)
 
     def _measure(self, node: int) -> None:
         self._limits[:, node] = self._limits_on(self.nodes[node])

@@ -18,7 +18,7 @@ from tapfinger_hpc import graph
 from tapfinger_hpc.graph import COLUMNS, Graph
 from tapfinger_hpc.nets.network import Network, NetworkConfig
 from tapfinger_hpc.nets.served import ServedNetwork
-from tapfinger_hpc.nets.tensors import GraphTensors, graph_tensors, log_softmax, option_tensors
+from tapfinger_hpc.nets.tensors import GraphTensors, graph_tensors, log_softmax, option_tensors, side_by_side
 from tapfinger_hpc.policies.minimum import MinimumPolicy
 from tapfinger_hpc.room import Pick, Room
 from tapfinger_hpc.speed import JobClass
@@ -62,14 +62,14 @@ def busy(partitions: int = 3, jobs: int = 8) -> ClusterState:
 
 def encoded(net: Network, *given: ClusterState) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
-        return net.encode(graph_tensors([graph.build(each) for each in given]))
+        return net.encode(side_by_side([graph_tensors(graph.build(each)) for each in given]))
 
 
 def task_log_probabilities(net: Network, built: Graph) -> tuple[torch.Tensor, torch.Tensor]:
     options = Room(built).tasks()
     assert options is not None
     with torch.inference_mode():
-        return net.log_probabilities(net.encode(graph_tensors([built])), option_tensors(built, options))
+        return net.log_probabilities(net.encode(graph_tensors(built)), option_tensors(built, options))
 
 
 def test_two_tasks_that_the_same_one_agent_can_reach_have_different_embeddings() -> None:
@@ -93,7 +93,7 @@ def test_a_task_hears_of_what_waits_and_runs_elsewhere() -> None:
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
 def test_embeddings_move_with_the_graph_nodes_when_these_are_listed_in_another_order(seed: int) -> None:
-    net, built = network(), graph_tensors([graph.build(busy())])
+    net, built = network(), graph_tensors(graph.build(busy()))
     draw = np.random.default_rng(seed)
     order = {kind: torch.from_numpy(draw.permutation(len(values))) for kind, values in built.features.items()}
     place = {kind: torch.argsort(moved) for kind, moved in order.items()}
@@ -119,7 +119,7 @@ def test_a_batch_of_graphs_gives_every_row_the_probabilities_that_it_gets_alone(
         embeddings = net.encode(batch.graph)
         for head, together in batch.heads.items():
             one_by_one = [
-                net.log_probabilities(net.encode(graph_tensors([each.graph])), each.heads[head].options)
+                net.log_probabilities(net.encode(each.graph), each.heads[head].options)
                 for each in examples
                 if each is not None
             ]
@@ -149,7 +149,7 @@ def test_the_amounts_depend_on_the_task_they_are_for() -> None:
     net, built = network(), graph.build(state(job("1", job_class="flat"), job("2", job_class="steep"), classes=CLASSES))
     with torch.inference_mode():
         options = option_tensors(built, Room(built).amounts_for("gpus", [Pick(0, 0, 0), Pick(0, 1, 0)]))
-        of_options, _ = net.log_probabilities(net.encode(graph_tensors([built])), options)
+        of_options, _ = net.log_probabilities(net.encode(graph_tensors(built)), options)
     flat, steep = of_options[options.row_of == 0], of_options[options.row_of == 1]
     assert len(flat) != len(steep) or not torch.allclose(flat, steep, atol=1e-3)
 
@@ -158,7 +158,7 @@ def test_the_amounts_depend_on_the_task_they_are_for() -> None:
 @settings(max_examples=40, deadline=None)
 def test_the_network_that_is_served_is_the_one_that_is_trained(given: ClusterState) -> None:
     net, built = network(rounds=3), graph.build(given)
-    served, tensors, options = ServedNetwork(net.config, net.state_dict()), graph_tensors([built]), Room(built).tasks()
+    served, tensors, options = ServedNetwork(net.config, net.state_dict()), graph_tensors(built), Room(built).tasks()
     with torch.inference_mode():
         trained, same = net.encode(tensors), served.encode(tensors)
         for kind in COLUMNS:

@@ -203,8 +203,8 @@ def test_states_that_the_network_leads_to_are_labelled_by_the_teacher() -> None:
     scenario = replace(demo, trace=replace(demo.trace, jobs=demo.trace.jobs[:16]))
     led = record(scenario, Recorder(teacher, actor, "x"))
     taught = record(scenario, Recorder(teacher, teacher, "x"))
-    assert [each.graph.state for each in led] != [each.graph.state for each in taught]
-    again = label(led[-1].graph.state, teacher.decide(led[-1].graph.state))
+    assert [each.state for each in led] != [each.state for each in taught]
+    again = label(led[-1].state, teacher.decide(led[-1].state))
     assert again is not None
     assert again.heads["task"].labels.tolist() == led[-1].heads["task"].labels.tolist()
 

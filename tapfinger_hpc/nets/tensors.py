@@ -51,18 +51,25 @@ def log_softmax(logits: Tensor, row_of: Tensor, rows: int) -> Tensor:
     return shifted - total.log()[row_of]
 
 
-def graph_tensors(graphs: Sequence[Graph]) -> GraphTensors:
-    """Graphs side by side; positions of the graph nodes of each follow those of the one before."""
-    features = {
-        kind: torch.from_numpy(np.concatenate([graph.features[kind] for graph in graphs]))
-        for kind in graphs[0].features
-    }
+def graph_tensors(graph: Graph) -> GraphTensors:
+    """One graph."""
+    return GraphTensors(
+        {kind: torch.from_numpy(values) for kind, values in graph.features.items()},
+        {edge: torch.from_numpy(pairs) for edge, pairs in graph.edges.items()},
+    )
+
+
+def side_by_side(graphs: Sequence[GraphTensors]) -> GraphTensors:
+    """Several graphs as one; positions of the graph nodes of each follow those of the one before."""
+    features = {kind: torch.cat([graph.features[kind] for graph in graphs]) for kind in graphs[0].features}
     edges: Edges = {}
     for edge in graphs[0].edges:
         source, _, target = edge
-        starts = np.array([(0, 0)] + [(len(g.features[source]), len(g.features[target])) for g in graphs[:-1]])
-        shifted = [g.edges[edge] + start[:, None] for g, start in zip(graphs, starts.cumsum(axis=0), strict=True)]
-        edges[edge] = torch.from_numpy(np.concatenate(shifted, axis=1))
+        starts = [(0, 0)] + [(len(graph.features[source]), len(graph.features[target])) for graph in graphs[:-1]]
+        first = torch.tensor(starts).cumsum(dim=0)  # [graph, (source, target)]
+        edges[edge] = torch.cat(
+            [graph.edges[edge] + start[:, None] for graph, start in zip(graphs, first, strict=True)], dim=1
+        )
     return GraphTensors(features, edges)
 
 

@@ -231,7 +231,7 @@ class _Decoding:
 
     def _log_probabilities(self, options: Options) -> tuple[np.ndarray, np.ndarray]:
         if self._embeddings is None:
-            self._embeddings = self._network.encode(graph_tensors([self._graph]))
+            self._embeddings = self._network.encode(graph_tensors(self._graph))
         of_options, of_waiting = self._network.log_probabilities(self._embeddings, option_tensors(self._graph, options))
         return of_options.numpy(), of_waiting.numpy()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tapfinger_hpc import graph
 from tapfinger_hpc.decision import Decision
 from tapfinger_hpc.graph import Graph
-from tapfinger_hpc.nets.tensors import GraphTensors, OptionTensors, graph_tensors, option_tensors
+from tapfinger_hpc.nets.tensors import GraphTensors, OptionTensors, graph_tensors, option_tensors, side_by_side
 from tapfinger_hpc.room import AMOUNT_HEADS, Options, Pick, Room
 from tapfinger_hpc.state import ClusterState, Resources
 
@@ -34,7 +34,8 @@ class Labelled:
 class Example:
     """One state, and all that its teacher chose there."""
 
-    graph: Graph
+    state: ClusterState
+    graph: GraphTensors
     heads: dict[str, Labelled]
 
 
@@ -65,7 +66,7 @@ def label(state: ClusterState, decisions: Sequence[Decision]) -> Example | None:
         room.next_round()
     if not rows["task"]:
         return None
-    return Example(built, {head: _joined_rounds(made) for head, made in rows.items() if made})
+    return Example(state, graph_tensors(built), {head: _joined_rounds(made) for head, made in rows.items() if made})
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -83,7 +84,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         ]
         if parts:
             heads[head] = _joined(parts)
-    return Batch(graph_tensors([example.graph for example in examples]), heads)
+    return Batch(side_by_side([example.graph for example in examples]), heads)
 
 
 @dataclass(frozen=True)
