@@ -25,10 +25,11 @@ from tapfinger_hpc.errors import ConfigError, SandboxError
 
 LAYOUT = Layout(Path("/tmp/sb"))
 PORTS = PortBlock(first=20000, count=8)
+HOST = conf.Host("vm", is_loopback=True)
 
 
 def slurm_conf(spec: SandboxSpec) -> list[str]:
-    return conf.slurm_conf(spec, LAYOUT, PORTS, cluster="tf1", hostname="vm").splitlines()
+    return conf.slurm_conf(spec, LAYOUT, PORTS, cluster="tf1", host=HOST).splitlines()
 
 
 def keys(lines: list[str]) -> dict[str, str]:
@@ -114,6 +115,21 @@ def test_without_gpus_nothing_mentions_them() -> None:
     assert conf.gres_conf(spec, LAYOUT) == "AutoDetect=off\n"
 
 
+@pytest.mark.parametrize(("means", "alone"), [("127.0.0.1", True), ("127.0.1.1", False), ("10.0.0.5", False)])
+def test_slurm_listens_on_loopback_alone_where_the_name_of_the_machine_means_it(means: str, alone: bool) -> None:
+    host = files.this_host(resolve=lambda name: means)
+    lines = conf.slurm_conf(SandboxSpec(), LAYOUT, PORTS, cluster="tf1", host=host).splitlines()
+    assert f"SlurmctldHost={host.name}(127.0.0.1)" in lines
+    assert ("CommunicationParameters" in keys(lines)) is alone
+
+
+def test_a_machine_whose_name_nobody_knows_is_no_obstacle() -> None:
+    def unknown(name: str) -> str:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    assert not files.this_host(resolve=unknown).is_loopback
+
+
 def test_further_lines_come_last_so_that_they_win() -> None:
     assert slurm_conf(SandboxSpec(extra_conf=("KillWait=1", "MaxJobCount=9")))[-2:] == ["KillWait=1", "MaxJobCount=9"]
 
@@ -142,14 +158,14 @@ def test_cgroups_are_off_in_the_words_of_the_version(version: tuple[int, int], p
 def test_our_configuration_is_one_that_we_can_read(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.tapfinger.mkdir()
-    files.write_tapfinger_toml(layout, SandboxSpec(lease_s=7, extra_toml='[partitions.pb]\ngpus = "1-4"\n'))
+    files.write_agent_files(layout, SandboxSpec(lease_s=7, extra_toml='[partitions.pb]\ngpus = "1-4"\n'))
     loaded = config.load(layout.tapfinger_toml)
     assert loaded.agent.mode == "enforce"
     assert loaded.agent.lease_s == 7
     assert loaded.slurm.conf == str(layout.slurm_conf)
     assert loaded.partitions["pb"].gpus == "1-4"
     with pytest.raises(ConfigError, match="gqus"):
-        files.write_tapfinger_toml(layout, SandboxSpec(extra_toml='[partitions.pb]\ngqus = "1-4"\n'))
+        files.write_agent_files(layout, SandboxSpec(extra_toml='[partitions.pb]\ngqus = "1-4"\n'))
 
 
 def test_the_hook_is_told_of_partitions_that_are_managed_as_a_whole(tmp_path: Path) -> None:
@@ -157,7 +173,7 @@ def test_the_hook_is_told_of_partitions_that_are_managed_as_a_whole(tmp_path: Pa
     layout.etc.mkdir()
     layout.tapfinger.mkdir()
     spec = SandboxSpec(extra_toml='[partitions.pb]\ncpus = "2-8"\n')
-    files.write_tapfinger_toml(layout, spec)
+    files.write_agent_files(layout, spec)
     files.write_hook(layout, spec)
     site = (layout.etc / "tapfinger_conf.lua").read_text()
     managed = [line for line in site.splitlines() if "managed = true" in line]
@@ -378,6 +394,20 @@ def test_the_process_of_a_job_is_known_by_its_cluster_and_a_users_own_is_not(tmp
         assert [process.pid for process in processes.of_sandbox(tmp_path, "tf1")] == [started[0].pid]
     finally:
         for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_what_left_its_job_is_known_by_its_output_and_whoever_reads_that_is_not(tmp_path: Path) -> None:
+    jobs = Layout(tmp_path).jobs
+    jobs.mkdir()
+    with (jobs / "slurm-1.out").open("w+") as output:
+        escaped = subprocess.Popen(["/bin/sleep", "600"], env={}, stdout=output, start_new_session=True)
+        reader = subprocess.Popen(["/bin/sleep", "600"], env={}, stdin=output, cwd=jobs, start_new_session=True)
+    try:
+        assert [process.pid for process in processes.of_sandbox(tmp_path, "tf1")] == [escaped.pid]
+    finally:
+        for process in (escaped, reader):
             process.kill()
             process.wait()
 

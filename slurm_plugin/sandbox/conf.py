@@ -4,6 +4,7 @@ Each line that is not obvious was measured or cost somebody time; the reason sta
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from slurm_plugin.sandbox.layout import Layout
 from slurm_plugin.sandbox.register import PortBlock
@@ -14,19 +15,26 @@ SCHEDULER_PARAMETERS = "batch_sched_delay=0,sched_interval=5,bf_interval=10"
 and a lease that ran out is noticed after 5 s rather than 60 s."""
 
 
-def slurm_conf(spec: SandboxSpec, layout: Layout, ports: PortBlock, *, cluster: str, hostname: str) -> str:
+class Host(NamedTuple):
+    """This machine as Slurm is told of it."""
+
+    name: str
+    """Without domain."""
+    is_loopback: bool
+    """Whether the name means 127.0.0.1. Only then can Slurm, which looks the name up, listen on that address alone."""
+
+
+def slurm_conf(spec: SandboxSpec, layout: Layout, ports: PortBlock, *, cluster: str, host: Host) -> str:
     """slurm.conf with nodes and partitions."""
     lines = [
         f"ClusterName={cluster}",
-        f"SlurmctldHost={hostname}(127.0.0.1)",
+        f"SlurmctldHost={host.name}(127.0.0.1)",
         f"SlurmctldPort={ports.slurmctld}",
         "SlurmUser=slurm",
         "SlurmdUser=root",
         "AuthType=auth/munge",
         "CredType=cred/munge",
         f"AuthInfo=socket={layout.munge_socket}",
-        # Listen on the loopback address only.
-        "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny",
         f"StateSaveLocation={layout.state}",
         f"SlurmdSpoolDir={layout.spool}/%n",
         f"SlurmctldPidFile={layout.run}/slurmctld.pid",
@@ -55,10 +63,13 @@ def slurm_conf(spec: SandboxSpec, layout: Layout, ports: PortBlock, *, cluster: 
         "KillWait=5",
         "MaxJobCount=20000",
         "TreeWidth=65533",
+        # Otherwise Slurm listens on every address of the machine. With 127.0.1.1, which an ordinary Debian gives its
+        # own name, srun would listen there and be called at 127.0.0.1.
+        *(("CommunicationParameters=NoCtldInAddrAny,NoInAddrAny",) if host.is_loopback else ()),
         *_gres_lines(spec),
         *_accounting_lines(spec, layout, ports),
         *_hook_lines(spec, layout),
-        *_node_lines(spec, ports, hostname),
+        *_node_lines(spec, ports, host),
         *_partition_lines(spec),
         *spec.extra_conf,
     ]
@@ -174,14 +185,14 @@ def _hook_lines(spec: SandboxSpec, layout: Layout) -> Sequence[str]:
     return ("JobSubmitPlugins=lua", "JobCompType=jobcomp/script", f"JobCompLoc={layout.wake_script}")
 
 
-def _node_lines(spec: SandboxSpec, ports: PortBlock, hostname: str) -> Sequence[str]:
+def _node_lines(spec: SandboxSpec, ports: PortBlock, host: Host) -> Sequence[str]:
     gres = f" Gres=gpu:{spec.gpus}" if spec.gpus else ""
     last = ports.slurmd + spec.nodes - 1
     return (
         f"NodeName=DEFAULT CPUs={spec.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={spec.cpus} ThreadsPerCore=1 "
         f"RealMemory={spec.memory_mb}{gres} State=UNKNOWN",
         # NodeHostname is not allowed on the DEFAULT line.
-        f"NodeName={_bracket('n', 1, spec.nodes)} NodeHostname={hostname} NodeAddr=127.0.0.1 "
+        f"NodeName={_bracket('n', 1, spec.nodes)} NodeHostname={host.name} NodeAddr=127.0.0.1 "
         f"Port={_bracket('', ports.slurmd, last)}",
     )
 

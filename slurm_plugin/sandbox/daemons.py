@@ -120,6 +120,7 @@ class Daemons:
             "--user=mysql",
             f"--datadir={layout.database}",
             "--skip-test-db",
+            "--force",  # also where the machine's name cannot be looked up; no grant is made for it
             "--auth-root-authentication-method=socket",
             *_UNSAFE_BUT_FAST,
         ]

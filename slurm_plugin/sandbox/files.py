@@ -6,6 +6,7 @@ import secrets
 import shutil
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -116,14 +117,14 @@ def write_all(layout: Layout, manifest: Manifest, slurm_version: tuple[int, int]
     _make_munge_key(layout)
     _write_slurm_conf(layout, manifest, slurm_version)
     _write(layout.wake_script, conf.wake_script(layout), mode=0o755)
-    write_tapfinger_toml(layout, manifest.spec)
-    _write(layout.classes_file, "[]\n")
+    write_agent_files(layout, manifest.spec)
     if manifest.spec.hook:
         write_hook(layout, manifest.spec)
 
 
-def write_tapfinger_toml(layout: Layout, spec: SandboxSpec) -> None:
-    """The configuration of agent and server; read back, so that a mistake in ``extra_toml`` is met here."""
+def write_agent_files(layout: Layout, spec: SandboxSpec) -> None:
+    """What agent and server start with; read back, so that a mistake in ``extra_toml`` is met here."""
+    _write(layout.classes_file, "[]\n")
     _write(layout.tapfinger_toml, conf.tapfinger_toml(spec, layout))
     config.load(layout.tapfinger_toml)
 
@@ -148,6 +149,15 @@ def write_hook(layout: Layout, spec: SandboxSpec) -> None:
     _write(layout.etc / "tapfinger_conf.lua", site_file)
     for script in sorted(_LUA.glob("*.lua"), key=lambda script: script.name == "job_submit.lua"):
         _write(layout.etc / script.name, script.read_text(encoding="utf-8"))
+
+
+def this_host(resolve: Callable[[str], str] = socket.gethostbyname) -> conf.Host:
+    """This machine's name, and whether it means the loopback address."""
+    name = socket.gethostname().split(".")[0]
+    try:
+        return conf.Host(name, is_loopback=resolve(name) == "127.0.0.1")
+    except OSError:  # a name that nobody knows, as in a container
+        return conf.Host(name, is_loopback=False)
 
 
 def _make_folders(layout: Layout, spec: SandboxSpec) -> None:
@@ -191,8 +201,7 @@ def _make_munge_key(layout: Layout) -> None:
 
 def _write_slurm_conf(layout: Layout, manifest: Manifest, slurm_version: tuple[int, int]) -> None:
     spec = manifest.spec
-    hostname = socket.gethostname().split(".")[0]
-    slurm_conf = conf.slurm_conf(spec, layout, manifest.ports, cluster=manifest.cluster, hostname=hostname)
+    slurm_conf = conf.slurm_conf(spec, layout, manifest.ports, cluster=manifest.cluster, host=this_host())
     _write(layout.slurm_conf, slurm_conf)
     _write(layout.etc / "gres.conf", conf.gres_conf(spec, layout))
     _write(layout.etc / "cgroup.conf", conf.cgroup_conf(slurm_version))

@@ -1,8 +1,8 @@
 """Starts the daemons of a sandbox and ends every process that came of them, and no other.
 
 A pid says nothing by itself: it may have been given to somebody else since. Ours are known by what they were started
-with: the daemons by a mark in their environment, the processes of jobs by the name of our cluster there or by where
-their output goes, all others by their parents. A signal goes through a pidfd that was opened before a last look, so it
+with: the daemons by a mark in their environment, the processes of jobs by the name of our cluster there or by their
+open files, all others by their parents. A signal goes through a pidfd that was opened before a last look, so it
 cannot hit a reused pid.
 """
 
@@ -23,6 +23,10 @@ MARK = "TAPFINGER_SANDBOX"
 
 _JOB_MARK = "SLURMD_NODENAME"
 """Only slurmd gives this to a process; without it a user's own salloc with our cluster's name would count as ours."""
+
+
+_LOOKS = 4
+"""A process has no environment for the moment in which it becomes another program, so one look in vain says little."""
 
 
 class Process(NamedTuple):
@@ -147,8 +151,12 @@ def of_sandbox(directory: Path, cluster: str) -> tuple[Process, ...]:
     Our own process and its ancestors are never among them: ``down`` may be called from a job of the sandbox.
     """
     processes = {process.pid: process for pid in _pids() if (process := _process(pid))}
-    jobs = Layout(directory).jobs
-    ours = {pid for pid, one in processes.items() if _is_marked(pid, directory, cluster) or _is_escaped_job(one, jobs)}
+    layout = Layout(directory)
+    ours = {
+        process.pid
+        for process in processes.values()
+        if _is_marked(process.pid, directory, cluster) or _is_step(process, layout) or _is_escaped_job(process, layout)
+    }
     while children := {p.pid for p in processes.values() if p.parent in ours} - ours:
         ours |= children
     pid = os.getpid()
@@ -169,16 +177,19 @@ def end_all(directory: Path, cluster: str, *, timeout_s: float = 15) -> None:
     """
     deadline = time.monotonic() + timeout_s
     stopped: set[Process] = set()
-    while found := set(of_sandbox(directory, cluster)):
-        if time.monotonic() > deadline:
+    looks_in_vain = 0
+    while looks_in_vain < _LOOKS:
+        found = set(of_sandbox(directory, cluster))
+        looks_in_vain = 0 if found else looks_in_vain + 1
+        if found and time.monotonic() > deadline:
             named = ", ".join(f"{process.name} ({process.pid})" for process in sorted(found))
             raise SandboxError(f"ending the sandbox in {directory}: still running after SIGKILL: {named}")
+        for process in found - stopped:
+            send(process, signal.SIGSTOP)
         if found <= stopped:
             for process in found:
                 send(process, signal.SIGKILL)
             time.sleep(0.02)
-        for process in found - stopped:
-            send(process, signal.SIGSTOP)
         stopped |= found
 
 
@@ -223,18 +234,26 @@ def _is_marked(pid: int, directory: Path, cluster: str) -> bool:
     return bool(cluster) and environment.get("SLURM_CLUSTER_NAME") == cluster and _JOB_MARK in environment
 
 
-def _is_escaped_job(process: Process, jobs: Path) -> bool:
+def _is_step(process: Process, layout: Layout) -> bool:
+    """A slurmstepd, which since 24.11 writes its title over its environment, in the folder that slurmd gave it."""
+    return process.name == "slurmstepd" and _refers_to(process, "cwd", layout.log)
+
+
+def _is_escaped_job(process: Process, layout: Layout) -> bool:
     """A process that left its job's tree and cleared its environment, yet still has the job's output file.
 
     One with a terminal is somebody's at a shell, who may look into that folder.
     """
-    if process.has_terminal:
+    return not process.has_terminal and any(_refers_to(process, link, layout.jobs) for link in ("fd/1", "fd/2"))
+
+
+def _refers_to(process: Process, link: str, folder: Path) -> bool:
+    try:
+        # A folder that was removed meanwhile is still named, with a word behind it.
+        target = Path(str(Path(f"/proc/{process.pid}/{link}").readlink()).removesuffix(" (deleted)"))
+    except OSError:
         return False
-    for descriptor in (1, 2):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{process.pid}/fd/{descriptor}").readlink().is_relative_to(jobs):
-                return True
-    return False
+    return target.is_relative_to(folder)
 
 
 def _environment(pid: int) -> dict[str, str]:

@@ -154,13 +154,14 @@ def _lock(*, create: bool) -> int | None:
     while True:
         try:
             if create:
-                REGISTER.mkdir(mode=0o755, exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    REGISTER.mkdir(mode=0o755)
             descriptor = os.open(REGISTER, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            if create and REGISTER.parent.is_dir():
-                continue  # the last sandbox removed it between the two calls
             if not create:
                 return None
+            if REGISTER.parent.is_dir():
+                continue  # the last sandbox removed it between the two calls
             raise SandboxError(f"the register of sandboxes {REGISTER} cannot be made: no {REGISTER.parent}") from None
         except OSError as error:
             raise SandboxError(f"the register of sandboxes {REGISTER} cannot be used: {error.strerror}") from error

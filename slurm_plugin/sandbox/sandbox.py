@@ -269,7 +269,7 @@ class Sandbox:
         self._end_lost_steps()
         for file in self.layout.tapfinger.iterdir():
             file.unlink()
-        files.write_tapfinger_toml(self.layout, self.spec)
+        files.write_agent_files(self.layout, self.spec)
 
     def _tidy(self) -> tuple[str, ...]:
         """Cancels jobs, resumes nodes and opens partitions; what is still to be waited for."""
