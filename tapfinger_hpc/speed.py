@@ -94,16 +94,20 @@ def prior(requested: "Resources", time_limit_s: int | None) -> SpeedModel:
     (0.80, 0.71, 0.62, 0.56, 0.16, -0.24; OSDI'21 artifact), the CPU exponent 0.3 that over the three tasks of
     TapFinger's test-bed table (0.40, 0.34, 0.09); the wide deviation says how little this is worth for one job.
 
-    Memory is not known to be enough below what is asked for, nor with more GPUs unless it grows with them: each GPU
-    has a process of its own, and a job that runs out of memory is lost.
+    More CPUs than asked for are not thought to help, except for as many more GPUs. Memory is not known to be enough
+    below what is asked for, nor with more GPUs unless it grows with them: each has a process of its own, and a job that
+    runs out of memory is lost.
     """
     at_request = (time_limit_s or 3600) / 3
     cpus = _powers_of_two(max(1, requested.cpus))
     gpus = _powers_of_two(max(1, requested.gpus)) if requested.gpus else (0,)
-    needed_mb = {gpu: math.ceil(max(1, requested.mem_mb) * max(1.0, gpu / max(1, requested.gpus))) for gpu in gpus}
+    times = {gpu: max(1.0, gpu / max(1, requested.gpus)) for gpu in gpus}
+    needed_mb = {gpu: math.ceil(max(1, requested.mem_mb) * times[gpu]) for gpu in gpus}
     mem_mb = tuple(sorted(set(needed_mb.values())))
     seconds = tuple(
-        at_request * (max(1, requested.cpus) / cpu) ** 0.3 * ((max(1, requested.gpus) / gpu) ** 0.6 if gpu else 1.0)
+        at_request
+        * max(max(1, requested.cpus) / cpu, 1 / times[gpu]) ** 0.3
+        * ((max(1, requested.gpus) / gpu) ** 0.6 if gpu else 1.0)
         if mem >= needed_mb[gpu]
         else None
         for cpu in cpus

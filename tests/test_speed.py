@@ -95,6 +95,14 @@ def test_an_unknown_job_is_thought_to_gain_less_than_in_proportion():
     assert model.log_std_at(asked) >= 0.5
 
 
+def test_of_an_unknown_job_more_cpus_help_only_with_more_gpus():
+    model = prior(Resources(4, 1, 8000), 3600)
+    asked = model.duration_s(Resources(4, 1, 8000))
+    assert model.duration_s(Resources(16, 1, 8000)) == pytest.approx(asked)
+    assert model.duration_s(Resources(2, 1, 8000)) > asked
+    assert model.duration_s(Resources(16, 4, 32000)) < model.duration_s(Resources(4, 4, 32000)) < asked
+
+
 def test_an_unknown_job_is_not_known_to_run_on_less_memory_or_on_more_gpus_with_the_same():
     model = prior(Resources(4, 2, 8000), 3600)
     assert math.isinf(model.duration_s(Resources(4, 2, 7999)))

@@ -144,7 +144,9 @@ class _Market:
         each = self._queued / self._reach.sum(axis=1)  # [job] a waiting job counts once, over all nodes it can use
         queue = each @ self._reach  # [node]
         others = np.maximum(queue - each[:, None], 0.0)  # [job, node] without the job itself
-        pressure = self._prices.backlog * others + self._prices.load * self._running + self._prices.base
+        # Running jobs count over all nodes that a job can use: else it would shun the node that it would fill up.
+        running = (self._reach @ self._running / self._reach.sum(axis=1))[:, None]  # [job, 1]
+        pressure = self._prices.backlog * others + self._prices.load * running + self._prices.base
         return np.asarray(self._seconds[:, None] * (1 + pressure[self._owner] * self._share))
 
     def _least(self, values: np.ndarray) -> np.ndarray:
