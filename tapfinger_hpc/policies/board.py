@@ -4,6 +4,7 @@ What the board allows is what ``guard`` allows on the state that the placements 
 are not ours (``reserve``) is asked for only where such jobs wait.
 """
 
+import math
 from collections.abc import Iterable
 
 from tapfinger_hpc import fit, reserve
@@ -22,6 +23,7 @@ class Board:
         self._nodes = {node.name: node for node in state.nodes}
         self._others_wait = any(not job.managed and job.eligible for job in state.pending)
         self._protection = reserve.Protection(state)
+        self._delaying: dict[str, list[tuple[float, int, Resources, str]]] = {}
         self._reach: dict[JobKey, list[tuple[Partition, Node]]] = {}
         self._placed: list[Decision] = []
         self._waiting: list[Decision] = []
@@ -45,7 +47,18 @@ class Board:
 
     def delays(self, job: PendingJob, node: Node, amounts: Resources) -> str | None:
         """Which job of others would start later; None if none would."""
-        return self._protection.would_delay(job, node, amounts) if self._others_wait else None
+        if not self._others_wait:
+            return None
+        limit_s = math.inf if job.time_limit_s is None else job.time_limit_s
+        known = self._delaying.setdefault(node.name, [])
+        for held_s, priority, held, why in known:
+            # What holds as much for as long delays as well, also after further placements.
+            if limit_s >= held_s and job.priority <= priority and amounts.covers(held):
+                return why
+        refusal = self._protection.would_delay(job, node, amounts)
+        if refusal is not None:
+            known.append((limit_s, job.priority, amounts, refusal))
+        return refusal
 
     def place(
         self,

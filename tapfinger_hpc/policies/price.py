@@ -112,6 +112,10 @@ class _Market:
         self._settled = np.zeros(len(jobs), dtype=bool)  # placed, or better off waiting
         self._refused: dict[tuple[int, int], int] = {}
         self._why = [""] * len(jobs)
+        limits = np.array([math.inf if job.time_limit_s is None else job.time_limit_s for job in jobs])
+        priorities = np.array([job.priority for job in jobs])
+        # [job, other] others that run at least as long and that Slurm would not serve earlier
+        self._no_better = (limits >= limits[:, None]) & (priorities <= priorities[:, None])
         self._ages = np.array([max(0.0, state.time_s - job.submit_time_s) for job in jobs])
         self._running = np.zeros(len(self._nodes))
         for running in state.running:
@@ -206,11 +210,16 @@ class _Market:
         return np.where(soonest > 0, self._cost[rows] + self._prices.patience * soonest, math.inf)
 
     def _refuse(self, job: int, rows: slice, row: int, column: int, why: str) -> None:
-        """What takes as much or more there is refused as well; after a few refusals the whole node is."""
-        self._why[job] = why
+        """What takes as much for as long is refused as well, of every job: it would delay others no less."""
         count = self._refused[job, column] = self._refused.get((job, column), 0) + 1
-        no_less = (self._grid[rows] >= self._grid[rows][row]).all(axis=1) | (count >= REFUSALS)
-        self._could[rows, column] &= ~no_less
+        refused, least = self._grid[rows][row], self._grid[rows].min(axis=0)
+        if self._board.delays(self._jobs[job], self._nodes[column], choices.resources(least)) is not None:
+            refused = least
+        no_less = (self._grid >= refused).all(axis=1) & self._no_better[job][self._owner]
+        no_less[rows] |= count >= REFUSALS
+        self._could[no_less, column] = False
+        for other in np.unique(self._owner[no_less]):
+            self._why[other] = why
 
     # -- the starving ------------------------------------------------------------------------------------------------
 
