@@ -4,7 +4,6 @@ import pytest
 from cluster_states import NODE, job, speed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from tapfinger_hpc import workload
 from tapfinger_hpc.decision import Placement, guard_all, update_for
@@ -294,23 +293,3 @@ def test_the_price_heuristic_beats_stock_slurm_on_the_demo_by_far():
             records = replay(drawn, spec, policy)
             means.append(sum(record.completion_s for record in records) / len(records))
     assert reduction(stock, price).low > 0.3
-
-
-def test_jobs_of_others_wait_no_longer_than_on_stock_slurm():
-    spec, added, stock = ClusterSpec.uniform(), 0.0, 0.0
-    for seed in range(6):
-        drawn = workload.demo_trace(seed, 60, load=0.9)
-        mixed = replace(
-            drawn,
-            jobs=tuple(
-                TraceJob(replace(item.job, managed=int(item.job.job_id) % 10 > 2), item.scale) for item in drawn.jobs
-            ),
-        )
-        for policy in (None, registry.make("price")):
-            waits = [record.waiting_s for record in replay(mixed, spec, policy) if not record.managed]
-            assert len(waits) == 18
-            if policy is None:
-                stock += sum(waits)
-            else:
-                added += sum(waits)
-    assert added <= 1.1 * stock
