@@ -214,6 +214,7 @@ def test_a_job_of_others_that_finds_no_room_waits_unmanaged_with_its_fixed_amoun
         scene.runs(scene.submit(ours=False, requested=Resources(16, 4, 32000)))
     job = scene.waiting(scene.submit(ours=False))
     assert (job.managed, job.eligible, job.lease_until_s) == (False, True, None)
+    assert job.why == "not marked"
     assert job.minimum == job.maximum == job.requested == ASKED
 
 

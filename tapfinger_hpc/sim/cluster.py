@@ -208,7 +208,11 @@ class SimulatedCluster:
         priority = job.priority or FIRST_PRIORITY - self._submitted
         self._submitted += 1
         leased = self._hook and job.managed
-        job = replace(job, priority=priority, managed=leased, ticket=f"{self._submitted}" if leased else "")
+        if leased:
+            job = replace(job, priority=priority, ticket=f"{self._submitted}")
+        else:
+            why = "the submit hook did not lease it" if job.managed else job.why or "not marked"
+            job = replace(job, priority=priority, managed=False, why=why)
         begin_s = job.submit_time_s + float(self._lease_s if lease_s is None else lease_s) if leased else 0.0
         self._waiting[job.key] = _Waiting(trace_job, job, begin_s)
 
