@@ -234,6 +234,14 @@ def test_reset_brings_everything_back(cluster: Sandbox) -> None:
     cluster.wait_state(job, "COMPLETED")
 
 
+def test_reset_ends_steps_that_a_killed_slurmctld_forgot(cluster: Sandbox) -> None:
+    job = cluster.submit("trap '' TERM; sleep 76548; sleep 76548")
+    cluster.wait_state(job, "RUNNING")
+    cluster.kill_slurmctld()  # before it has written down that the job runs
+    cluster.reset()
+    when(lambda: traces(Path("/nowhere"), "sleep\x0076548") == [])
+
+
 def test_slurmctld_knows_its_jobs_after_a_crash(cluster: Sandbox) -> None:
     job = cluster.submit("sleep 600")
     cluster.wait_state(job, "RUNNING")
