@@ -27,8 +27,10 @@ TRAINING, HELD_OUT = "training", "held out"
 """Names of the two streams of random workloads: no seed of one is a seed of the other."""
 KEEP_IDLE = 0.3
 """Share of the states kept in which the teacher places nothing; there are many, and they are alike."""
-CROWDED, UNKNOWN = 0.25, 0.25
-"""Shares of the training scenarios with twice the load, and with half of the classes unknown."""
+CROWDED, UNKNOWN = 0.35, 0.25
+"""Shares of the training scenarios with several times the load, and with half of the classes unknown."""
+CROWDS = (2.0, 4.0, 8.0)
+"""How many times."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -56,7 +58,7 @@ def random_scenario(stream: str, number: int) -> Scenario:
     spec = random_cluster(draw)
     knobs = random_knobs(draw, jobs=draw.choice((40, 80, 120)))
     if stream == TRAINING and draw.random() < CROWDED:
-        knobs = replace(knobs, load=2 * knobs.load)
+        knobs = replace(knobs, load=draw.choice(CROWDS) * knobs.load)
     trace = random_trace(draw.randrange(2**62), spec, knobs)
     classes = None
     if stream == TRAINING and draw.random() < UNKNOWN:
