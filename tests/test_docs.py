@@ -1,0 +1,58 @@
+"""The documentation is held to the code: every command and key stands in it, every link leads somewhere."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tapfinger_hpc import cli, config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+MANUAL = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_stands_in_the_manual(name):
+    assert f"`tapfinger {name}" in MANUAL or f"\ntapfinger {name} " in MANUAL
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (kind.__name__, field.name)
+        for kind in (config.ServerConfig, config.AgentConfig, config.SlurmConfig, config.PartitionConfig)
+        for field in msgspec.structs.fields(kind)
+    ],
+)
+def test_every_configuration_key_stands_in_a_table_of_the_manual(section, key):
+    assert re.search(rf"^\|[^|]*`{key}`", MANUAL, re.MULTILINE), f"{section}.{key} is in no table"
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [(config.AgentConfig, "lease_s"), (config.AgentConfig, "max_hold_s"), (config.SlurmConfig, "timeout_s")],
+)
+def test_the_defaults_in_the_manual_are_those_of_the_code(kind, key):
+    default = next(field.default for field in msgspec.structs.fields(kind) if field.name == key)
+    assert f"| `{key}` | `{default}` |" in MANUAL
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_module_that_the_architecture_names_exists():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = re.search(r"## Rooms\n```\n(.*?)```", text, re.DOTALL)[1]
+    room = ""
+    for line in rooms.splitlines():
+        if not line.startswith(" "):
+            room = line.split("/")[0]
+        left = line.strip().split("  ")[0] if line.startswith(" ") else ""
+        for name in re.findall(r"[\w/]+\.py|[\w/]+/", left):
+            assert (ROOT / room / name).exists(), f"{room}/{name}"
