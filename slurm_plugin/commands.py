@@ -105,9 +105,9 @@ class SlurmCommands:
 
 
 def spelled(argv: Sequence[str]) -> str:
-    """A command for an error message: as typed, and not longer than a line or two."""
-    text = " ".join(argv)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    """A command for an error message: as typed, but without endless words such as the format of squeue."""
+    text = " ".join(word if len(word) <= 60 else f"{word[:24]}..." for word in argv)
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _environment(conf: str, inherited: Mapping[str, str]) -> dict[str, str]:

@@ -35,7 +35,8 @@ def settings(box: Sandbox, folder: Path, **agent: object) -> Config:
     """The sandbox's configuration with a journal of the test's own."""
     read = config.load(box.tapfinger_toml)
     fields = {"journal": str(folder / "journal.sqlite"), "disable_file": str(folder / "disabled"), "wake_socket": ""}
-    return replace(read, agent=replace(read.agent, **(fields | agent)))
+    # A dead slurmctld is to be noticed soon.
+    return replace(read, agent=replace(read.agent, **(fields | agent)), slurm=replace(read.slurm, timeout_s=3.0))
 
 
 class Script:
@@ -187,7 +188,7 @@ def toml_for(box: Sandbox, folder: Path, **agent: object) -> Path:
             "hook_file": read.agent.hook_file,
             "wake_socket": str(box.layout.wake_socket),
         },
-        "slurm": {"conf": read.slurm.conf},
+        "slurm": {"conf": read.slurm.conf, "timeout_s": read.slurm.timeout_s},
     }
     return write_toml(folder / "tapfinger.toml", made)
 
