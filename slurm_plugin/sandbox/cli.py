@@ -136,12 +136,10 @@ def shell(directory: Path, command: tuple[str, ...]) -> None:
 @_directory
 def down(directory: Path) -> None:
     """End a sandbox with its jobs and remove its folder. Nothing to end is no error."""
-    if not directory.exists():
+    if Sandbox.end(directory):
+        click.echo(f"sandbox {directory} is gone")
+    else:
         click.echo(f"no sandbox in {directory}; nothing to do")
-        return
-    attached = Sandbox.attach(directory)
-    attached.down()
-    click.echo(f"sandbox {attached.directory} is gone")
 
 
 @sandbox.command("list")

@@ -62,6 +62,7 @@ def slurm_conf(spec: SandboxSpec, layout: Layout, ports: PortBlock, *, cluster: 
         "InactiveLimit=0",
         "KillWait=5",
         "MaxJobCount=20000",
+        "FirstJobId=1",  # files.raise_first_job_id raises it
         "TreeWidth=65533",
         # Otherwise Slurm listens on every address of the machine. With 127.0.1.1, which an ordinary Debian gives its
         # own name, srun would listen there and be called at 127.0.0.1.

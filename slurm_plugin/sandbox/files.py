@@ -160,6 +160,19 @@ def this_host(resolve: Callable[[str], str] = socket.gethostbyname) -> conf.Host
         return conf.Host(name, is_loopback=False)
 
 
+def raise_first_job_id(layout: Layout) -> None:
+    """Has the next slurmctld begin with job ids that were never given.
+
+    A killed one may have lost its last jobs and would give their ids again, to jobs that slurmd then refuses as
+    running already.
+    """
+    before = layout.slurm_conf.read_text(encoding="utf-8")
+    after = re.sub(
+        r"^FirstJobId=(\d+)$", lambda match: f"FirstJobId={int(match[1]) + 10_000}", before, flags=re.MULTILINE
+    )
+    _write(layout.slurm_conf, after)
+
+
 def _make_folders(layout: Layout, spec: SandboxSpec) -> None:
     for folder in (layout.etc, layout.spool, layout.devices, layout.wake_script.parent):
         folder.mkdir(mode=0o755)

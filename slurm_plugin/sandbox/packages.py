@@ -80,8 +80,11 @@ def install(*, accounting: bool = True, policy: Path = _POLICY) -> tuple[str, ..
     if shutil.which("apt-get", path=SEARCH_PATH) is None:
         raise SandboxError(f"installing Slurm: no apt-get here; install what Debian calls {', '.join(wanted)} by hand")
     with no_service_starts(policy):
-        _apt_get("update")
-        _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *wanted)
+        update = _apt_get("update")
+        done = _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *wanted)
+    if done.returncode:
+        # A source that could not be read is no reason to give up, but often the reason for what follows.
+        raise SandboxError("".join(_last_words(ended) for ended in (update, done) if ended.returncode))
     _disable([_UNITS[package] for package in wanted if package in _UNITS])
     if absent := missing(accounting=accounting):
         raise SandboxError(f"installing {', '.join(wanted)}: apt-get was content, yet {', '.join(absent)} is missing")
@@ -117,14 +120,16 @@ def _disable(units: list[str]) -> None:
         )
 
 
-def _apt_get(*arguments: str) -> None:
+def _apt_get(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["apt-get", "--quiet", "-o", "DPkg::Lock::Timeout=120", *arguments]
-    ended = subprocess.run(
+    return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(), check=False
     )
-    if ended.returncode:
-        last = "\n  ".join((ended.stdout + ended.stderr).strip().splitlines()[-15:])
-        raise SandboxError(f"{' '.join(command)} ended with {ended.returncode}:\n  {last}")
+
+
+def _last_words(ended: subprocess.CompletedProcess[str]) -> str:
+    last = "\n  ".join((ended.stdout + ended.stderr).strip().splitlines()[-12:])
+    return f"{' '.join(ended.args)} ended with {ended.returncode}:\n  {last}\n"
 
 
 def _environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ MARK = "TAPFINGER_SANDBOX"
 _JOB_MARK = "SLURMD_NODENAME"
 """Only slurmd gives this to a process; without it a user's own salloc with our cluster's name would count as ours."""
 
+_STEP = "slurmstepd"
 
 _LOOKS = 4
 """A process has no environment for the moment in which it becomes another program, so one look in vain says little."""
@@ -150,13 +151,17 @@ def of_sandbox(directory: Path, cluster: str) -> tuple[Process, ...]:
 
     Our own process and its ancestors are never among them: ``down`` may be called from a job of the sandbox.
     """
+    return _found(lambda process: _is_daemon(process, directory) or _is_of_job(process, Layout(directory), cluster))
+
+
+def of_jobs(directory: Path, cluster: str) -> tuple[Process, ...]:
+    """Those of the sandbox that are jobs: steps, their programs, and whatever these started."""
+    return _found(lambda process: _is_of_job(process, Layout(directory), cluster))
+
+
+def _found(belongs: Callable[[Process], bool]) -> tuple[Process, ...]:
     processes = {process.pid: process for pid in _pids() if (process := _process(pid))}
-    layout = Layout(directory)
-    ours = {
-        process.pid
-        for process in processes.values()
-        if _is_marked(process.pid, directory, cluster) or _is_step(process, layout) or _is_escaped_job(process, layout)
-    }
+    ours = {pid for pid, process in processes.items() if belongs(process)}
     while children := {p.pid for p in processes.values() if p.parent in ours} - ours:
         ours |= children
     pid = os.getpid()
@@ -166,24 +171,37 @@ def of_sandbox(directory: Path, cluster: str) -> tuple[Process, ...]:
     return tuple(processes[pid] for pid in sorted(ours))
 
 
-def end_all(directory: Path, cluster: str, *, timeout_s: float = 15) -> None:
+def end_all(directory: Path, cluster: str) -> None:
     """Kills every process of this sandbox. Nothing is kept of it, so nobody is asked to save.
 
-    All are stopped before the first is killed: a child whose parent is gone, and that cleared its environment, could
-    not be told from others any more, and a stopped process has no more children.
+    Raises:
+        SandboxError: some are still there long after.
+    """
+    _end(lambda: of_sandbox(directory, cluster), doing=f"ending the sandbox in {directory}")
+
+
+def end_jobs(directory: Path, cluster: str) -> None:
+    """Kills every process of the sandbox's jobs, whatever slurmctld knows of them.
 
     Raises:
-        SandboxError: some are still there after the time.
+        SandboxError: some are still there long after.
+    """
+    _end(lambda: of_jobs(directory, cluster), doing=f"ending the jobs of the sandbox in {directory}")
+
+
+def _end(find: Callable[[], Iterable[Process]], *, doing: str, timeout_s: float = 15) -> None:
+    """All are stopped before the first is killed: a child whose parent is gone, and that cleared its environment, could
+    not be told from others any more, and a stopped process has no more children.
     """
     deadline = time.monotonic() + timeout_s
     stopped: set[Process] = set()
     looks_in_vain = 0
     while looks_in_vain < _LOOKS:
-        found = set(of_sandbox(directory, cluster))
+        found = set(find())
         looks_in_vain = 0 if found else looks_in_vain + 1
         if found and time.monotonic() > deadline:
             named = ", ".join(f"{process.name} ({process.pid})" for process in sorted(found))
-            raise SandboxError(f"ending the sandbox in {directory}: still running after SIGKILL: {named}")
+            raise SandboxError(f"{doing}: still running after SIGKILL: {named}")
         for process in found - stopped:
             send(process, signal.SIGSTOP)
         if found <= stopped:
@@ -214,7 +232,7 @@ def send(process: Process, with_signal: signal.Signals) -> bool:
 def daemon(pid: int, directory: Path) -> Process | None:
     """The living daemon of this sandbox with this pid; None where it ended or the pid is somebody else's."""
     process = _process(pid)
-    return process if process and _is_marked(pid, directory, "") else None
+    return process if process and _is_daemon(process, directory) else None
 
 
 def has_ended(process: Process) -> bool:
@@ -227,19 +245,25 @@ def _end_of(log: Path) -> str:
     return f"the log {log} ends with: {tail(log)}"
 
 
-def _is_marked(pid: int, directory: Path, cluster: str) -> bool:
-    environment = _environment(pid)
-    if environment.get(MARK) == str(directory):
+def _is_daemon(process: Process, directory: Path) -> bool:
+    return _environment(process.pid).get(MARK) == str(directory) and process.name != _STEP
+
+
+def _is_of_job(process: Process, layout: Layout, cluster: str) -> bool:
+    environment = _environment(process.pid)
+    if process.name == _STEP and environment.get(MARK) == str(layout.directory):
         return True
-    return bool(cluster) and environment.get("SLURM_CLUSTER_NAME") == cluster and _JOB_MARK in environment
+    if cluster and environment.get("SLURM_CLUSTER_NAME") == cluster and _JOB_MARK in environment:
+        return True
+    return _is_step(process, layout) or _is_escaped(process, layout)
 
 
 def _is_step(process: Process, layout: Layout) -> bool:
     """A slurmstepd, which since 24.11 writes its title over its environment, in the folder that slurmd gave it."""
-    return process.name == "slurmstepd" and _refers_to(process, "cwd", layout.log)
+    return process.name == _STEP and _refers_to(process, "cwd", layout.log)
 
 
-def _is_escaped_job(process: Process, layout: Layout) -> bool:
+def _is_escaped(process: Process, layout: Layout) -> bool:
     """A process that left its job's tree and cleared its environment, yet still has the job's output file.
 
     One with a terminal is somebody's at a shell, who may look into that folder.

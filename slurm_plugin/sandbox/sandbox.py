@@ -46,6 +46,7 @@ class Sandbox:
         self.up_s: Mapping[str, float] = {}
         """Seconds that each daemon's start took; empty where another process started it."""
         self._daemons = daemons.Daemons(self.layout, self.spec, self.ports)
+        self._crashed = False
 
     @classmethod
     def up(cls, spec: SandboxSpec | None = None, directory: Path | None = None) -> Self:
@@ -87,6 +88,22 @@ class Sandbox:
         """
         directory = Path(os.path.realpath(directory))
         return cls(directory, files.read_manifest(Layout(directory)))
+
+    @classmethod
+    def end(cls, directory: Path) -> bool:
+        """Ends the sandbox of this folder, also where the folder was removed by hand; False where there is none.
+
+        Raises:
+            SandboxError: the folder holds something else, or a sandbox of another user.
+        """
+        directory = Path(os.path.realpath(directory))
+        if directory.exists():
+            cls.attach(directory).down()
+            return True
+        if not processes.of_sandbox(directory, cluster=""):
+            return False
+        _remove(directory, cluster="")
+        return True
 
     def down(self) -> None:
         """Ends every process of the sandbox, with the jobs, and removes its folder. Twice is no error."""
@@ -227,6 +244,7 @@ class Sandbox:
 
     def kill_slurmctld(self) -> None:
         """SIGKILL, as a crash: what it had not written down is lost."""
+        self._crashed = True
         self._daemons.end("slurmctld", signal.SIGKILL)
 
     def stop_slurmctld(self) -> None:
@@ -253,8 +271,12 @@ class Sandbox:
     def reset(self, timeout_s: float = 90) -> None:
         """Makes the cluster as after ``up`` but for its job ids: no job, all nodes idle, all daemons running.
 
+        After a crash of slurmctld job ids go on from a higher number.
+
         Files that agent, server and hook left in the folder for them are removed; end these first.
         """
+        if self._crashed or "slurmctld" in self.missing():
+            self._forget_jobs()
         self.start_slurmctld()
         for node in self.spec.node_names():
             self.start_slurmd(node)
@@ -266,10 +288,22 @@ class Sandbox:
                     f"resetting the sandbox {self.directory}: still there after {timeout_s:g} s: {still}"
                 )
             time.sleep(0.1)
-        self._end_lost_steps()
+        processes.end_jobs(self.directory, self.cluster)
         for file in self.layout.tapfinger.iterdir():
             file.unlink()
         files.write_agent_files(self.layout, self.spec)
+
+    def _forget_jobs(self) -> None:
+        """After a crash: what slurmctld and each slurmd remember of jobs need not agree. Ends all of these daemons.
+
+        slurmds are quicker started again than found by a new slurmctld.
+        """
+        self.stop_slurmctld()
+        for node in self.spec.node_names():
+            self.stop_slurmd(node)
+        processes.end_jobs(self.directory, self.cluster)
+        files.raise_first_job_id(self.layout)
+        self._crashed = False
 
     def _tidy(self) -> tuple[str, ...]:
         """Cancels jobs, resumes nodes and opens partitions; what is still to be waited for."""
@@ -286,12 +320,6 @@ class Sandbox:
             if state != "idle" or availability != "up":
                 busy.append(f"{node} {state}")
         return (*(f"job {job}" for job in queued), *dict.fromkeys(busy))
-
-    def _end_lost_steps(self) -> None:
-        """Ends steps that a killed slurmctld has forgotten; all nodes are idle as far as the new one knows."""
-        for process in processes.of_sandbox(self.directory, self.cluster):
-            if process.name.startswith(("slurmstepd", "slurm_script")):
-                processes.send(process, signal.SIGKILL)
 
     def _known(self, node: str) -> str:
         if node not in self.spec.node_names():

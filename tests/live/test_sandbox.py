@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,6 +142,15 @@ def test_down_works_after_daemons_were_killed(folder: Path, victims: tuple[str, 
     assert traces(folder, "sleep\x0076547") == []
 
 
+def test_down_ends_a_sandbox_whose_folder_was_removed_by_hand(folder: Path) -> None:
+    sandbox = Sandbox.up(SMALL, folder)
+    sandbox.wait_state(sandbox.submit("sleep 76549"), "RUNNING")
+    shutil.rmtree(folder, ignore_errors=True)
+    assert Sandbox.end(folder)
+    assert traces(folder, "sleep\x0076549") == []
+    assert not Sandbox.end(folder)
+
+
 def test_an_up_that_fails_shows_the_log_and_cleans_up(folder: Path) -> None:
     with pytest.raises(SandboxError, match=r"starting slurmctld: it ended(.|\n)*unrecognized key: NoSuchKey"):
         Sandbox.up(SandboxSpec(nodes=1, partitions=1, extra_conf=("NoSuchKey=1",)), folder)
@@ -234,12 +244,18 @@ def test_reset_brings_everything_back(cluster: Sandbox) -> None:
     cluster.wait_state(job, "COMPLETED")
 
 
-def test_reset_ends_steps_that_a_killed_slurmctld_forgot(cluster: Sandbox) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_reset_ends_steps_that_a_killed_slurmctld_forgot(cluster: Sandbox, restarted: bool) -> None:
     job = cluster.submit("trap '' TERM; sleep 76548; sleep 76548")
     cluster.wait_state(job, "RUNNING")
     cluster.kill_slurmctld()  # before it has written down that the job runs
+    if restarted:
+        cluster.start_slurmctld()
     cluster.reset()
     when(lambda: traces(Path("/nowhere"), "sleep\x0076548") == [])
+    next_job = cluster.submit("sleep 600")
+    assert next_job > job
+    cluster.wait_state(next_job, "RUNNING")
 
 
 def test_slurmctld_knows_its_jobs_after_a_crash(cluster: Sandbox) -> None:
