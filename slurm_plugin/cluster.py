@@ -27,6 +27,7 @@ _JOBS_PER_RENEWAL = 400
 _ATTEMPTS = 4
 _STALE_ERRNO = "Resource temporarily unavailable"
 """Slurm without accounting says this at random for an update of Partition, out of a stale errno; nothing was wrong."""
+_NO_ARRAY_LIMIT = 1 << 31
 _HELD_NOW = "Job is in held state"
 _STARTED_OR_ENDED = ("Job is no longer pending execution", "Job has already finished", "Invalid job id specified")
 
@@ -39,8 +40,10 @@ class SlurmCluster:
         self._partitions = config.partitions
         self._needs_lease = config.agent.mode == "enforce"
         self._now_s = now_s
-        self._together: dict[str, str] = {}
-        """Of each array with tasks that are still together: how to name them in one update."""
+        self._together: dict[str, tuple[int, ...]] = {}
+        """Of each array the waiting tasks that are still one record: one update names them all, or it splits them."""
+        self._array_limits: dict[str, int] = {}
+        """Kept here because neither a task on its own nor a list with such tasks merged in shows it."""
         self._settings: dict[str, str] | None = None
 
     @classmethod
@@ -60,11 +63,12 @@ class SlurmCluster:
         """
         now_s = self._now_s()
         records = self._records()
+        self._note_limits(records)
         nodes = parse.nodes(self._text("scontrol", "--oneliner", "--details", "show", "node"))
         partitions = parse.partitions(
             self._text("scontrol", "--oneliner", "show", "partition"), (node.name for node in nodes)
         )
-        self._together = {record.array_id: _together(record) for record in records if record.together}
+        self._together = {record.array_id: record.tasks_together for record in records if record.tasks_together}
         return ClusterState(
             time_s=now_s,
             nodes=tuple(nodes),
@@ -114,26 +118,45 @@ class SlurmCluster:
     def job(self, job_id: str) -> JobRecord | None:
         """The record of one job, also of one that ended a short while ago; None where slurmctld does not know it."""
         said = self._run(_squeue(f"--jobs={job_id}", "--states=all"))
-        if said.rc and "Invalid job id" in said.stderr:
+        if _none_left(said):
             return None
         records = _read(said)
-        exact = [record for record in records if record.job_id == job_id]
-        if exact:
-            return exact[0]
-        # A task that is still together with others has no record of its own.
-        return next((record for record in records if record.together and _holds(record, job_id)), None)
+        return next((record for record in records if record.job_id == job_id), None)
 
     @property
     def managed_partitions(self) -> frozenset[str]:
         """Partitions whose jobs are managed by configuration."""
         return frozenset(self._partitions)
 
-    def records(self) -> list[JobRecord]:
-        """All jobs that wait or hold nodes."""
-        return self._records()
-
     def _records(self) -> list[JobRecord]:
-        return _read(self._run(_squeue(_STATES)))
+        """All jobs that wait or hold nodes. Arrays with waiting tasks take one more command, and sometimes two."""
+        records = _read(self._run(_squeue(_STATES)))
+        arrays = sorted({record.array_id for record in records if record.together}, key=int)
+        if not arrays:
+            return records
+        tasks = self._waiting_tasks(arrays)
+        # What is together has the number of its array.
+        together: dict[str, list[int]] = {}
+        for number, array_id, task in tasks:
+            if number == array_id:
+                together.setdefault(array_id, []).append(task)
+        alone = sorted({number for number, array_id, _ in tasks if number != array_id}, key=int)
+        records = [
+            replace(record, tasks_together=tuple(sorted(together.get(record.array_id, ()))))
+            if record.together
+            else record
+            for record in records
+        ]
+        if alone:
+            said = self._run(_squeue(_STATES, "--array", f"--jobs={','.join(alone)}"))
+            records += [] if _none_left(said) else _read(said)
+        return list({(record.number, record.array_tasks): record for record in records}.values())
+
+    def _waiting_tasks(self, arrays: Sequence[str]) -> list[tuple[str, str, int]]:
+        listed = f"--jobs={','.join(arrays)}"
+        options = ["--noheader", "--all", "--array", "--states=PD", listed, f"--Format={parse.TASKS_FORMAT}"]
+        said = self._run(["squeue", *options])
+        return [] if _none_left(said) else parse.waiting_tasks(said.checked())
 
     def _update(self, update: JobUpdate, before: JobRecord) -> Answer:
         sent = _sendable(update, before)
@@ -168,11 +191,29 @@ class SlurmCluster:
 
     def _name_to_renew(self, job_id: str) -> str:
         array_id, _, task = job_id.partition("_")
-        together = self._together.get(array_id, "") if task else ""
-        return together or job_id
+        together = self._together.get(array_id, ())
+        return f"{array_id}_[{parse.folded(together)}]" if task.isdigit() and int(task) in together else job_id
 
     def _site(self) -> Site:
-        return Site(self._partitions, self._memory_counts(), self._needs_lease)
+        return Site(self._partitions, self._memory_counts(), self._needs_lease, self._array_limits)
+
+    def _note_limits(self, records: Iterable[JobRecord]) -> None:
+        """Keeps how many tasks of each array may run at a time; asks once where squeue does not show it."""
+        shown: dict[str, int | None] = {}
+        for record in records:
+            if record.array_tasks:
+                shown[record.array_id] = shown.get(record.array_id) or parse.array_limit(record.array_tasks)
+        self._array_limits = {
+            array_id: limit or self._array_limits.get(array_id) or self._array_limit(array_id)
+            for array_id, limit in shown.items()
+        }
+
+    def _array_limit(self, array_id: str) -> int:
+        """The array's limit as scontrol shows it; a number too great to matter where there is none."""
+        said = self._run(["scontrol", "--oneliner", "show", "job", array_id])
+        # Before the job's name, where nobody can write.
+        limit = re.match(rb"JobId=\d+ ArrayJobId=\d+ ArrayTaskId=\S+ ArrayTaskThrottle=(\d+) ", said.stdout)
+        return int(limit[1]) if limit and int(limit[1]) else _NO_ARRAY_LIMIT
 
     def _memory_counts(self) -> bool:
         return "MEMORY" in self._setting("SelectTypeParameters").upper()
@@ -205,6 +246,11 @@ def _sendable(update: JobUpdate, before: JobRecord) -> JobUpdate:
 
 def _squeue(*options: str) -> list[str]:
     return ["squeue", "--noheader", "--all", "--noconvert", f"--Format={parse.SQUEUE_FORMAT}", *options]
+
+
+def _none_left(said: Answer) -> bool:
+    """Whether squeue knows none of the jobs that it was asked for (any more)."""
+    return said.rc != 0 and "Invalid job id" in said.stderr
 
 
 def _read(said: Answer) -> list[JobRecord]:
@@ -296,20 +342,6 @@ def _difference_running(update: JobUpdate, after: JobRecord) -> str:
     if not exact or granted.cpus < update.amounts.cpus:
         return f"job {update.job_id} runs with {granted}, not with {update.amounts}"
     return ""
-
-
-def _together(record: JobRecord) -> str:
-    numbers = record.array_tasks.partition("%")[0]
-    # An expression that was cut names too few: then the array as a whole, of which started tasks are passed over.
-    return record.array_id if "." in numbers or "array_tasks" in record.cut else f"{record.array_id}_[{numbers}]"
-
-
-def _holds(record: JobRecord, job_id: str) -> bool:
-    array_id, _, task = job_id.partition("_")
-    if array_id != record.array_id or not task.isdigit():
-        return not task and array_id == record.array_id
-    numbers, _ = parse.array_tasks(record.array_tasks, 1_000_000)
-    return int(task) in numbers
 
 
 def _complaints(stderr: str) -> Iterable[str]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from slurm_plugin import parse
 from slurm_plugin.parse import JobRecord
 from tapfinger_hpc.config import PartitionConfig, partition_mark
 from tapfinger_hpc.errors import UnitError
@@ -41,6 +40,8 @@ class Site(msgspec.Struct, frozen=True):
     """Memory is a consumable resource."""
     needs_lease: bool = True
     """Only leased jobs are ours. False where nothing is changed anyway and the hook leases none: observe, advise."""
+    array_limits: Mapping[str, int] = {}
+    """How many tasks of an array may run at a time, by array; without an entry all may."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -71,13 +72,23 @@ def pending_jobs(records: Sequence[JobRecord], site: Site, now_s: float) -> list
         site: what holds for all jobs of this cluster.
         now_s: time of the snapshot.
     """
-    active = _active_tasks(records)
-    jobs = []
+    jobs: list[PendingJob] = []
+    arrays: dict[str, list[tuple[int, PendingJob]]] = {}
     for record in records:
         if record.state != "PD" or not record.partitions:
             continue
         job = _pending(record, site, now_s)
-        jobs.extend(_tasks(record, job, active.get(record.array_id, 0)) if record.together else [job])
+        if record.together:
+            tasks = [(number, replace(job, job_id=f"{record.array_id}_{number}")) for number in record.tasks_together]
+            arrays.setdefault(record.array_id, []).extend(tasks[:ARRAY_WINDOW])
+        elif record.array_tasks and not record.asked_nodes:
+            arrays.setdefault(record.array_id, []).append((int(record.array_tasks), job))
+        else:
+            jobs.append(job)
+    active = _active_tasks(records)
+    for array_id, numbered in arrays.items():
+        limit = site.array_limits.get(array_id)
+        jobs.extend(_within_limit([job for _, job in sorted(numbered)], limit, active.get(array_id, 0)))
     return jobs
 
 
@@ -187,24 +198,23 @@ def _is_planned(record: JobRecord, now_s: float) -> bool:
     return record.start_s is not None and record.start_s > now_s and bool(record.planned_nodes)
 
 
-def _tasks(record: JobRecord, job: PendingJob, active: int) -> list[PendingJob]:
-    """One job for each of the first waiting tasks; those beyond the array's own limit may not start yet."""
-    numbers, limit = parse.array_tasks(record.array_tasks, ARRAY_WINDOW)
-    startable = len(numbers) if limit is None else max(0, limit - active)
-    tasks = []
-    for position, number in enumerate(numbers):
-        task = replace(job, job_id=f"{record.array_id}_{number}")
-        if position >= startable:
-            task = replace(task, eligible=False, why=task.why or f"the array runs {limit} tasks at a time")
-        tasks.append(task)
-    return tasks
+def _within_limit(tasks: Sequence[PendingJob], limit: int | None, active: int) -> list[PendingJob]:
+    """The waiting tasks of an array; those beyond the array's own limit may not start yet."""
+    if limit is None:
+        return list(tasks)
+    startable = max(0, limit - active)
+    late = [
+        replace(task, eligible=False, why=task.why or f"its array runs {limit} tasks at a time")
+        for task in tasks[startable:]
+    ]
+    return [*tasks[:startable], *late]
 
 
 def _active_tasks(records: Iterable[JobRecord]) -> dict[str, int]:
-    """How many tasks of each array hold nodes now."""
+    """How many tasks of each array hold nodes now, or are placed and will in a moment."""
     active: dict[str, int] = {}
     for record in records:
-        if record.array_tasks and record.state in HOLDING:
+        if record.array_tasks and (record.state in HOLDING or (record.state == "PD" and record.asked_nodes)):
             active[record.array_id] = active.get(record.array_id, 0) + 1
     return active
 

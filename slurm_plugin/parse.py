@@ -52,6 +52,8 @@ COLUMNS: dict[str, tuple[str, int]] = {
 }
 """The table of what is asked of squeue: one order, one width each, for every version."""
 
+TASKS_FORMAT = "JobID:12,ArrayJobID:12,ArrayTaskID:24"
+"""Three numbers, in which nobody can hide anything."""
 SQUEUE_FORMAT = ",".join(f"{name}:{width}" for name, width in COLUMNS.values())
 _RECORD_BYTES = sum(width for _, width in COLUMNS.values()) + 1
 _ABSENT = {"", "N/A", "(null)", "NULL", "None", "Unknown", "n/a"}
@@ -100,6 +102,9 @@ class JobRecord(msgspec.Struct, frozen=True):
     admin_comment: str
     cut: tuple[str, ...] = ()
     """Columns that were too narrow."""
+    tasks_together: tuple[int, ...] = ()
+    """Of a record that stands for several tasks of an array: those that are really still together, ascending. squeue
+    also counts waiting tasks among them that have records of their own, and hides those."""
 
     @property
     def held(self) -> bool:
@@ -157,22 +162,37 @@ def host_list(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def array_tasks(expression: str, most: int) -> tuple[tuple[int, ...], int | None]:
-    """The first task numbers of ``2-20:2,30%4``, at most this many, and the limit after ``%`` (None without one).
+def waiting_tasks(text: bytes) -> list[tuple[str, str, int]]:
+    """Job number, array and task of each line of ``squeue --array --states=PD --Format=TASKS_FORMAT``.
 
-    An expression that Slurm cut short (``1,3,5,...``) gives the numbers before the cut.
+    Raises:
+        SlurmError: the text is not made of such lines.
     """
-    numbers_text, _, limit = expression.strip("[]").partition("%")
-    numbers: list[int] = []
-    for part in numbers_text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
-        if not match:
-            break
-        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
-        numbers.extend(range(first, min(last, first + most * step) + 1, max(1, step)))
-        if len(numbers) >= most:
-            break
-    return tuple(numbers[:most]), int(limit) if limit.isdigit() else None
+    found = []
+    for line in text.decode("utf-8", "replace").splitlines():
+        words = line.split()
+        if len(words) != 3 or not all(word.isdigit() for word in (words[0], words[1])):
+            raise SlurmError(f"squeue: expected job, array and task, found {line[:80]!r}")
+        if words[2].isdigit():  # N/A for a job that is no array
+            found.append((words[0], words[1], int(words[2])))
+    return found
+
+
+def array_limit(expression: str) -> int | None:
+    """How many tasks may run at a time, after the % of ``2-20%4``; None without a limit."""
+    limit = expression.rpartition("%")[2]
+    return int(limit) if "%" in expression and limit.isdigit() else None
+
+
+def folded(numbers: Iterable[int]) -> str:
+    """Task numbers as Slurm takes them: ``1-3,7``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _job(record: bytes) -> JobRecord:

@@ -331,3 +331,23 @@ def test_an_answer_that_never_comes_is_an_error_with_the_command_in_it(cluster: 
     outcome = SlurmCluster.from_config(config.Config(slurm=slow)).apply(JobUpdate("1", 1, begin_s=0))
     assert not outcome.applied
     assert "squeue" in outcome.why
+
+
+def test_a_waiting_task_with_a_record_of_its_own_is_not_hidden_among_the_others(
+    cluster: Sandbox, slurm: SlurmCluster
+) -> None:
+    array = leased(cluster, "--array=1-30", "--gpus=1", "-c2")
+    cluster.run("scontrol", "update", f"jobid={array}_3", "NumCPUs=5", "MinCPUsNode=5", "CPUsPerTask=5")
+    cluster.run("scontrol", "update", f"jobid={array}_5", "ReqNodeList=n2", "starttime=now+2000")
+    state = slurm.observe()
+    seen = {job.job_id: job for job in state.pending}
+    assert len(seen) == len(state.pending)
+    assert seen[f"{array}_3"].requested.cpus == 5
+    assert not seen[f"{array}_5"].managed
+    assert seen[f"{array}_4"].requested.cpus == 2
+    until_s = int(time.time()) + 1000
+    assert slurm.renew([job.key for job in state.pending if job.managed], until_s).applied
+    after = {job.job_id: job for job in slurm.observe().pending}
+    assert {job.lease_until_s for job in after.values() if job.managed} == {until_s}
+    # A task that was placed keeps its start, whatever happens to the others.
+    assert cluster.job(f"{array}_5")["EligibleTime"] != cluster.job(f"{array}_3")["EligibleTime"]
