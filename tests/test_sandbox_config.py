@@ -347,14 +347,16 @@ def test_claims_and_releases_at_once_never_meet_a_vanished_register(own_register
 def test_a_sandbox_is_an_orphan_once_its_process_is_gone(own_register: Path) -> None:
     directory = folder(own_register, "a")
     register.claim(directory, nodes=1)
-    assert not register.entries()[0].is_orphan()  # it belongs to nobody
-    register.tie(directory)
-    assert not register.entries()[0].is_orphan()
+    assert not register.entries()[0].is_orphan()  # ours while it starts
     file = next(register.REGISTER.glob("*.json"))
     content = json.loads(file.read_text())
     content["owner"]["start_ticks"] -= 1  # our pid, but of an earlier process
     file.write_text(json.dumps(content))
     assert register.entries()[0].is_orphan()
+    register.untie(directory)
+    assert not register.entries()[0].is_orphan()  # it stays until somebody ends it
+    register.tie(directory)
+    assert not register.entries()[0].is_orphan()
 
 
 def test_no_room_for_the_nodes_says_what_to_do(own_register: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -67,7 +67,10 @@ class Entry:
 
 
 def claim(directory: Path, nodes: int) -> PortBlock:
-    """The first block of free ports that nobody else has claimed, now claimed for this folder, which must exist."""
+    """The first block of free ports that nobody else has claimed, now claimed for this folder, which must exist.
+
+    Tied to the calling process until ``untie``, so that nothing stays of a start that was killed.
+    """
     count = nodes + 2
     with _locked_register(create=True) as register:
         assert register is not None
@@ -78,7 +81,7 @@ def claim(directory: Path, nodes: int) -> PortBlock:
             busy = next((p for p in reversed(range(first, first + count)) if p in taken or not _free(p)), None)
             if busy is None:
                 block = PortBlock(first, count)
-                _write(register, Entry(directory, block))
+                _write(register, Entry(directory, block, _this_process()))
                 return block
             first = busy + 1
     raise SandboxError(
@@ -89,12 +92,12 @@ def claim(directory: Path, nodes: int) -> PortBlock:
 
 def tie(directory: Path) -> None:
     """Notes that this sandbox is to end with the calling process."""
-    with _locked_register(create=False) as register:
-        if register is None:
-            return
-        for entry in _entries(register):
-            if entry.directory == directory:
-                _write(register, Entry(directory, entry.ports, Owner(os.getpid(), _start_ticks(os.getpid()))))
+    _set_owner(directory, _this_process())
+
+
+def untie(directory: Path) -> None:
+    """Notes that this sandbox is to stay until somebody ends it."""
+    _set_owner(directory, None)
 
 
 def release(directory: Path) -> None:
@@ -111,6 +114,19 @@ def entries() -> tuple[Entry, ...]:
     """The sandboxes of this machine."""
     with _locked_register(create=False) as register:
         return () if register is None else tuple(_entries(register))
+
+
+def _set_owner(directory: Path, owner: Owner | None) -> None:
+    with _locked_register(create=False) as register:
+        if register is None:
+            return
+        for entry in _entries(register):
+            if entry.directory == directory:
+                _write(register, replace(entry, owner=owner))
+
+
+def _this_process() -> Owner:
+    return Owner(os.getpid(), _start_ticks(os.getpid()))
 
 
 def _file_name(directory: Path) -> str:

@@ -73,6 +73,7 @@ class Sandbox:
             files.write_manifest(sandbox.layout, manifest)
             files.write_all(sandbox.layout, manifest, daemons.slurm_version())
             sandbox.up_s = sandbox._daemons.start_all()
+            register.untie(made)
         except BaseException:
             if made is not None:
                 _remove(made, cluster)
@@ -360,8 +361,10 @@ def _remove_orphans() -> None:
     """Ends sandboxes whose process was killed before it could."""
     for entry in register.entries():
         if entry.is_orphan():
-            with contextlib.suppress(SandboxError):  # another process may be faster
-                Sandbox.attach(entry.directory).down()
+            cluster = ""
+            with contextlib.suppress(SandboxError):  # killed before it was written, or another process is faster
+                cluster = files.read_manifest(Layout(entry.directory)).cluster
+            _remove(entry.directory, cluster)
 
 
 @contextlib.contextmanager

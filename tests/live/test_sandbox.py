@@ -184,6 +184,17 @@ def test_a_sandbox_whose_process_was_killed_is_ended_by_the_next_one(folder: Pat
         assert traces(folder) == []
 
 
+@pytest.mark.parametrize("reached", ["sandbox.json", "mysql"])
+def test_a_start_that_was_killed_is_ended_by_the_next_one(folder: Path, reached: str) -> None:
+    command = subprocess.Popen([*TAPFINGER, "up", "--dir", folder], stdout=subprocess.DEVNULL)
+    when((folder / reached).exists)
+    command.kill()
+    command.wait(timeout=30)
+    assert traces(folder) != []
+    with Sandbox.up(SMALL):
+        assert traces(folder) == []
+
+
 def test_a_stranger_with_the_pid_of_a_daemon_is_spared(folder: Path) -> None:
     with Sandbox.up(SMALL, folder) as sandbox, subprocess.Popen(["sleep", "60"]) as stranger:
         sandbox.kill_slurmctld()
