@@ -26,6 +26,10 @@ SHORT_LIST = 12
 """Scenarios on which a candidate must beat the best so far, before it is tried on all."""
 
 
+FIXED = {"starving"}
+"""A promise to the jobs that wait longest; a search for the best mean would give it up."""
+
+
 class Tuned(msgspec.Struct, frozen=True):
     """What a search found."""
 
@@ -87,7 +91,7 @@ def _scores(pool: ProcessPoolExecutor, prices: Prices, names: Sequence[str]) -> 
 def _perturbed(draw: random.Random, prices: Prices, spread: float) -> Prices:
     """Half of the constants moved by a factor around 1; none becomes negative, and shares stay below 1."""
     values = {
-        name: value * math.exp(draw.gauss(0.0, spread)) if draw.random() < 0.5 else value
+        name: value * math.exp(draw.gauss(0.0, spread)) if name not in FIXED and draw.random() < 0.5 else value
         for name, value in msgspec.structs.asdict(prices).items()
     }
     values["scarcest"] = min(1.0, values["scarcest"])
