@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Tests that run at once; each worker has a throw-away Slurm cluster of its own.
 JOBS   ?= 2
 
-.PHONY: help demo test lint fast live bench clean
+.PHONY: help demo test tools lint fast slow live bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,7 +24,11 @@ $(STAMP): setup.cfg constraints.txt
 demo: $(STAMP)  ## the same jobs on stock Slurm and with TapFinger, on a real throw-away cluster
 	$(BIN)/tapfinger demo --install
 
-test: lint fast live  ## everything that CI runs
+test: tools lint fast slow live  ## everything that CI runs
+
+# The hook's wake-ups are tested with a Lua outside of slurmctld too; without it those tests are skipped.
+tools:
+	@dpkg -s lua5.1 lua-socket >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq lua5.1 lua-socket; } || true
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -32,7 +36,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 fast: $(STAMP)  ## tests without Slurm, under a minute
-	$(BIN)/pytest -q -n $(JOBS) -m 'not slurm'
+	$(BIN)/pytest -q -n $(JOBS) -m 'not slurm and not slow'
+
+slow: $(STAMP)  ## training runs and the like
+	$(BIN)/pytest -q -n $(JOBS) -m 'slow and not slurm'
 
 live: $(STAMP)  ## tests on a real slurmctld (skipped where Slurm cannot be installed)
 	@$(BIN)/tapfinger sandbox install || echo "Slurm cannot be installed here: the tests that need it are skipped"

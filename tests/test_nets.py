@@ -183,6 +183,7 @@ def test_weights_that_are_missing_too_many_or_of_another_shape_are_not_served(na
             ServedNetwork(network().config, wrong)
 
 
+@pytest.mark.slow
 def test_serving_needs_no_torch_geometric_and_training_leaves_no_files_of_it(tmp_path: Path) -> None:
     code = """
 import sys

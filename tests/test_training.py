@@ -123,6 +123,7 @@ def test_a_few_steps_on_the_same_states_lower_the_loss_and_raise_agreement() -> 
     assert agreement(net, examples)["cpus"] > agreed
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_steps_give_the_same_weights(trained: Path, tmp_path: Path) -> None:
     again = train(SMALL, MinimumPolicy(), tmp_path)
     first = checkpoint.describe(trained)
@@ -141,6 +142,7 @@ def test_a_checkpoint_tells_where_it_comes_from(trained: Path) -> None:
     assert 0 <= told.agreement["task"] <= 1
 
 
+@pytest.mark.slow
 def test_resuming_goes_on_where_training_ended(trained: Path, tmp_path: Path) -> None:
     out = copied(trained, tmp_path)
     before = checkpoint.describe(out)
@@ -178,6 +180,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(tr
     checkpoint.load(out)
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_what_has_been_learned(tmp_path: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.step == 2:
@@ -189,6 +192,7 @@ def test_an_interruption_keeps_what_has_been_learned(tmp_path: Path) -> None:
     assert train(SMALL, MinimumPolicy(), tmp_path, resume=True).training.steps == 8
 
 
+@pytest.mark.slow
 def test_progress_runs_from_nothing_to_the_end(tmp_path: Path) -> None:
     seen: list[Progress] = []
     train(SMALL, MinimumPolicy(), tmp_path, report=seen.append)

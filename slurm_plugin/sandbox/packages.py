@@ -36,6 +36,9 @@ _ACCOUNTING_PROGRAMS = {
     "mariadb-install-db": "mariadb-server",
 }
 
+_HELPFUL = ("lua-socket",)
+"""Not needed: with it the hook wakes the agent at each submission, without it the agent looks once a second."""
+
 _UNITS = {
     "slurmctld": "slurmctld.service",
     "slurmd": "slurmd.service",
@@ -81,7 +84,7 @@ def install(*, accounting: bool = True, policy: Path = _POLICY) -> tuple[str, ..
         raise SandboxError(f"installing Slurm: no apt-get here; install what Debian calls {', '.join(wanted)} by hand")
     with no_service_starts(policy):
         update = _apt_get("update")
-        done = _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *wanted)
+        done = _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *wanted, *_HELPFUL)
     if done.returncode:
         # A source that could not be read is no reason to give up, but often the reason for what follows.
         raise SandboxError("".join(_last_words(ended) for ended in (update, done) if ended.returncode))
