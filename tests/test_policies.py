@@ -128,6 +128,14 @@ def test_the_head_of_the_line_keeps_its_nodes_from_those_behind_it():
     assert where(decisions, "3") == "n2"
 
 
+def test_a_job_is_not_cut_down_to_a_small_node_where_a_larger_one_could_run_it():
+    small = node("n1", Resources(8, 2, 32000), capacity=Resources(8, 2, 32000))
+    asks_for_four = job("1", requested=Resources(16, 4, 8000))
+    decisions = decide("fifo", state(asks_for_four, nodes=(small, node("n2", Resources(8, 2, 64000)))))
+    assert where(decisions, "1") is None
+    assert amounts(decide("fifo", state(asks_for_four, nodes=(small,))), "1") == Resources(8, 2, 8000)
+
+
 # min
 
 

@@ -18,7 +18,7 @@ class FifoPolicy:
             refusals = _place(board, job, kept, score=-float(position))
             if refusals is not None:
                 board.wait(job, "first come, first served: " + refusals, score=-float(position))
-                for _, node in board.reach(job):
+                for node, _ in _wishes(board, job):
                     kept.setdefault(node.name, job.job_id)
         return board.decisions()
 
@@ -36,12 +36,19 @@ def asked(job: PendingJob, node: Node) -> Resources:
     )
 
 
+def _wishes(board: Board, job: PendingJob) -> list[tuple[Node, Placement]]:
+    """What was asked for on every node that has so much; where none has, on those that have most of it."""
+    wishes = [(node, Placement(partition.name, node.name, asked(job, node))) for partition, node in board.reach(job)]
+    most = max(
+        (placement.amounts for _, placement in wishes), key=lambda amounts: (amounts.gpus, amounts), default=None
+    )
+    return [wish for wish in wishes if wish[1].amounts == most]
+
+
 def _place(board: Board, job: PendingJob, kept: dict[str, str], score: float) -> str | None:
     """Places the job on the first node with room; otherwise says why it has to wait."""
-    refusal = "no node that is up can run it"
-    options = []
-    for partition, node in board.reach(job):
-        placement = Placement(partition.name, node.name, asked(job, node))
+    refusal, options = "no node that is up can run it", []
+    for node, placement in _wishes(board, job):
         if node.name in kept:
             refusal = f"job {kept[node.name]} is ahead of it"
         elif not board.fits(node, placement.amounts):
