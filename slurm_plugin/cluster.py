@@ -5,6 +5,8 @@ says is believed. A job number is used again after a crash of slurmctld, so the 
 update.
 """
 
+import errno
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,21 +14,24 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
-from slurm_plugin import parse
+from slurm_plugin import parse, parse_nodes
 from slurm_plugin.commands import Answer, Runner, SlurmCommands
 from slurm_plugin.jobs import HOLDING, Site, pending_jobs, running_jobs
 from slurm_plugin.parse import JobRecord
 from tapfinger_hpc.config import Config
 from tapfinger_hpc.decision import TOP_PRIORITY, JobUpdate, Outcome
 from tapfinger_hpc.errors import SlurmError
-from tapfinger_hpc.state import ClusterState, JobKey
+from tapfinger_hpc.state import ClusterState, JobKey, Node, Partition, Resources
 
 _STATES = "--states=PD,R,CG,CF,S,ST,SI,SO,RS,RH,RF,RQ,SE"
 _JOBS_PER_RENEWAL = 400
 """Keeps the command line well under the system's limit; 300 jobs in one call took 0.8 s."""
 _ATTEMPTS = 4
-_STALE_ERRNO = "Resource temporarily unavailable"
-"""Slurm without accounting says this at random for an update of Partition, out of a stale errno; nothing was wrong."""
+_ATTEMPTS_WITH_STALE_ERRNO = 12
+_PAUSE_S = 0.05
+_ERRNO_TEXTS = tuple(f"{os.strerror(code)} for job" for code in errno.errorcode)
+"""Slurm without accounting says such a thing at random for an update of Partition, out of a stale errno; nothing was
+wrong, and nothing was changed (24.11: up to nine in twenty)."""
 _NO_ARRAY_LIMIT = 1 << 31
 _HELD_NOW = "Job is in held state"
 _STARTED_OR_ENDED = ("Job is no longer pending execution", "Job has already finished", "Invalid job id specified")
@@ -64,17 +69,18 @@ class SlurmCluster:
         now_s = self._now_s()
         records = self._records()
         self._note_limits(records)
-        nodes = parse.nodes(self._text("scontrol", "--oneliner", "--details", "show", "node"))
-        partitions = parse.partitions(
+        nodes = parse_nodes.nodes(self._text("scontrol", "--oneliner", "--details", "show", "node"))
+        partitions = parse_nodes.partitions(
             self._text("scontrol", "--oneliner", "show", "partition"), (node.name for node in nodes)
         )
+        site = self._site(nodes, partitions)
         self._together = {record.array_id: record.tasks_together for record in records if record.tasks_together}
         return ClusterState(
             time_s=now_s,
             nodes=tuple(nodes),
             partitions=tuple(partitions),
-            pending=tuple(pending_jobs(records, self._site(), now_s)),
-            running=tuple(running_jobs(records, self._site())),
+            pending=tuple(pending_jobs(records, site, now_s)),
+            running=tuple(running_jobs(records, site)),
         )
 
     def apply(self, update: JobUpdate) -> Outcome:
@@ -174,10 +180,12 @@ class SlurmCluster:
         return said
 
     def _patiently(self, argv: Sequence[str]) -> Answer:
-        for _ in range(_ATTEMPTS):
-            said = self._run(argv)
-            if not (said.rc and _STALE_ERRNO in said.stderr):
+        said = self._run(argv)
+        for _ in range(_ATTEMPTS_WITH_STALE_ERRNO - 1):
+            if not (said.rc and any(text in said.stderr for text in _ERRNO_TEXTS)):
                 break
+            time.sleep(_PAUSE_S)
+            said = self._run(argv)
         return said
 
     def _restores_priority(self, update: JobUpdate, before: JobRecord) -> bool:
@@ -194,8 +202,20 @@ class SlurmCluster:
         together = self._together.get(array_id, ())
         return f"{array_id}_[{parse.folded(together)}]" if task.isdigit() and int(task) in together else job_id
 
-    def _site(self) -> Site:
-        return Site(self._partitions, self._memory_counts(), self._needs_lease, self._array_limits)
+    def _site(self, nodes: Sequence[Node], partitions: Sequence[Partition]) -> Site:
+        capacity = {node.name: node.capacity for node in nodes}
+        return Site(
+            partitions=self._partitions,
+            memory_counts=self._memory_counts(),
+            needs_lease=self._needs_lease,
+            exclusive_words=parse.exclusive_words(parse.version(self._setting("SLURM_VERSION"))),
+            whole_node={
+                partition.name: _least(capacity[name] for name in partition.nodes)
+                for partition in partitions
+                if partition.nodes
+            },
+            array_limits=self._array_limits,
+        )
 
     def _note_limits(self, records: Iterable[JobRecord]) -> None:
         """Keeps how many tasks of each array may run at a time; asks once where squeue does not show it."""
@@ -242,6 +262,12 @@ def _why_untouchable(update: JobUpdate, before: JobRecord) -> str:
 def _sendable(update: JobUpdate, before: JobRecord) -> JobUpdate:
     """A job that is held has priority 0 until it is released; giving it another would be refused, or lift the hold."""
     return replace(update, priority=None) if before.priority == 0 else update
+
+
+def _least(amounts: Iterable[Resources]) -> Resources:
+    """Resource by resource."""
+    every = list(amounts)
+    return Resources(min(a.cpus for a in every), min(a.gpus for a in every), min(a.mem_mb for a in every))
 
 
 def _squeue(*options: str) -> list[str]:

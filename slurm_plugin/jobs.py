@@ -40,6 +40,10 @@ class Site(msgspec.Struct, frozen=True):
     """Memory is a consumable resource."""
     needs_lease: bool = True
     """Only leased jobs are ours. False where nothing is changed anyway and the hook leases none: observe, advise."""
+    exclusive_words: frozenset[str] = frozenset()
+    """Values of OverSubscribe with which a job has its nodes to itself."""
+    whole_node: Mapping[str, Resources] = {}
+    """By partition, the least that a job has which takes a node for itself."""
     array_limits: Mapping[str, int] = {}
     """How many tasks of an array may run at a time, by array; without an entry all may."""
 
@@ -106,14 +110,15 @@ def _pending(record: JobRecord, site: Site, now_s: float) -> PendingJob:
     lease = lease_of(record.admin_comment)
     why = why or _why_not_managed(record, mark, lease, site)
     managed = not why
-    minimum, maximum = mark.bounds(record.amounts) if mark and managed else (record.amounts, record.amounts)
+    asked = record.amounts if managed else _whole_nodes(record, site)
+    minimum, maximum = mark.bounds(asked) if mark and managed else (asked, asked)
     blocked = _why_not_eligible(record, now_s, leased=lease is not None)
     planned = _is_planned(record, now_s) and not managed
     return PendingJob(
         job_id=record.job_id,
         submit_time_s=record.submit_s,
         partitions=record.partitions,
-        requested=record.amounts,
+        requested=asked,
         minimum=minimum,
         maximum=maximum,
         tasks=record.tasks,
@@ -169,7 +174,7 @@ def _why_not_managed(record: JobRecord, mark: Mark | None, lease: Lease | None, 
         return f"it asks for node {','.join(record.asked_nodes)}"
     if record.constraint:
         return f"it asks for {record.constraint}"
-    if record.exclusive:
+    if record.sharing in site.exclusive_words:
         return "it asks for a whole node"
     if "partition" in record.cut:
         return "its list of partitions is too long to be read"
@@ -192,6 +197,19 @@ def _why_not_eligible(record: JobRecord, now_s: float, *, leased: bool) -> str:
     if not leased and record.eligible_s is not None and record.eligible_s > now_s:
         return f"it begins at {record.eligible_s}"
     return ""
+
+
+def _whole_nodes(record: JobRecord, site: Site) -> Resources:
+    """What the job will take: of a node that it has to itself, all."""
+    if record.sharing not in site.exclusive_words:
+        return record.amounts
+    wholes = [site.whole_node[name] for name in record.partitions if name in site.whole_node]
+    asked, count = record.amounts, record.node_count
+    return Resources(
+        max(asked.cpus, count * min((whole.cpus for whole in wholes), default=0)),
+        max(asked.gpus, count * min((whole.gpus for whole in wholes), default=0)),
+        max(asked.mem_mb, count * min((whole.mem_mb for whole in wholes), default=0)),
+    )
 
 
 def _is_planned(record: JobRecord, now_s: float) -> bool:

@@ -195,7 +195,8 @@ class Journal:
         """Puts them on the disk, all or none, before it returns; the same with their numbers."""
         written = []
         with self._transaction(durable=True) as connection:
-            for intent in intents:
+            for one in intents:
+                intent = msgspec.structs.replace(one, changed_s=one.changed_s or one.decided_s)
                 row = connection.execute(
                     "insert into intents (job_id, submit_time_s, ticket, decision_id, decided_s, target, original, "
                     "state, why, changed_s) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -209,7 +210,7 @@ class Journal:
                         _json(intent.original),
                         intent.state,
                         intent.why,
-                        intent.changed_s or intent.decided_s,
+                        intent.changed_s,
                     ),
                 )
                 written.append(msgspec.structs.replace(intent, intent_id=row.lastrowid or 0))

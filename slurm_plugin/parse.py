@@ -1,8 +1,7 @@
-"""Reads what squeue and scontrol print, from Slurm 22.05 to 26.05, into records. Pure: bytes in, values out.
+"""Reads what squeue prints of jobs, from Slurm 22.05 to 26.05, into records. Pure: bytes in, values out.
 
 Jobs are read in columns of fixed width and never split at a separator: a job name or comment may hold newlines,
-``JobId=7`` or any separator there is, and must not pass for another field, let alone for another job. Nodes and
-partitions, which only administrators write, are read as ``Key=Value``.
+``JobId=7`` or any separator there is, and must not pass for another field, let alone for another job.
 """
 
 import re
@@ -12,7 +11,7 @@ import msgspec
 
 from tapfinger_hpc import units
 from tapfinger_hpc.errors import SlurmError, UnitError
-from tapfinger_hpc.state import Node, Partition, Resources
+from tapfinger_hpc.state import Resources
 
 COLUMNS: dict[str, tuple[str, int]] = {
     # our name: (squeue's name, bytes). A value that fills its column may have been cut.
@@ -96,7 +95,8 @@ class JobRecord(msgspec.Struct, frozen=True):
     planned_nodes: tuple[str, ...]
     constraint: str
     """What it asks for besides amounts, such as ``features a100``; "" if nothing."""
-    exclusive: bool
+    sharing: str
+    """OverSubscribe, in Slurm's words."""
     restarts: int
     comment: str
     admin_comment: str
@@ -133,25 +133,6 @@ def jobs(text: bytes) -> list[JobRecord]:
     if len(text) % _RECORD_BYTES:
         raise SlurmError(f"squeue: {len(text)} bytes are no whole number of records of {_RECORD_BYTES}")
     return [_job(text[start : start + _RECORD_BYTES]) for start in range(0, len(text), _RECORD_BYTES)]
-
-
-def nodes(text: str) -> list[Node]:
-    """The nodes of ``scontrol --oneliner --detail show node``."""
-    return [_node(fields) for fields in _lines_of_fields(text, "NodeName")]
-
-
-def partitions(text: str, known: Iterable[str]) -> list[Partition]:
-    """The partitions of ``scontrol --oneliner show partition``, with those of their nodes that are known."""
-    names = set(known)
-    return [
-        Partition(
-            name=fields["PartitionName"],
-            nodes=tuple(name for name in host_list(_given(fields.get("Nodes", ""))) if name in names),
-            up=fields.get("State", "UP") == "UP",
-            max_time_s=units.duration_s(fields.get("MaxTime", "UNLIMITED")),
-        )
-        for fields in _lines_of_fields(text, "PartitionName")
-    ]
 
 
 def host_list(text: str) -> tuple[str, ...]:
@@ -197,41 +178,41 @@ def folded(numbers: Iterable[int]) -> str:
 
 def _job(record: bytes) -> JobRecord:
     columns, cut = _columns(record)
-    given = {name: columns[name] if name in FREE_TEXT else _given(columns[name]) for name in COLUMNS}
-    number = given["number"]
+    values = {name: columns[name] if name in FREE_TEXT else given(columns[name]) for name in COLUMNS}
+    number = values["number"]
     if not number.isdigit() or not record.endswith(b"\n"):
         raise SlurmError(f"squeue: expected a job id, found {record[:12]!r}: is this Slurm older than 22.05?")
     try:
-        amounts, gpu_type = _amounts(given)
+        amounts, gpu_type = _amounts(values)
         return JobRecord(
             number=number,
-            array_id=given["array_id"],
-            array_tasks=given["array_tasks"],
-            het_id=given["het_id"] if given["het_id"] != "0" else "",
-            user=given["user"],
-            state=given["state"],
+            array_id=values["array_id"],
+            array_tasks=values["array_tasks"],
+            het_id=values["het_id"] if values["het_id"] != "0" else "",
+            user=values["user"],
+            state=values["state"],
             # Some versions print the words of a reason with underscores.
             reason=columns["reason"].replace("_", " "),
-            batch=given["batch"] == "1",
-            partitions=tuple(filter(None, given["partition"].split(","))),
-            submit_s=_seconds(given["submit_s"]) or 0,
-            eligible_s=_seconds(given["eligible_s"]),
-            start_s=_seconds(given["start_s"]),
-            end_s=_seconds(given["end_s"]),
+            batch=values["batch"] == "1",
+            partitions=tuple(filter(None, values["partition"].split(","))),
+            submit_s=_seconds(values["submit_s"]) or 0,
+            eligible_s=_seconds(values["eligible_s"]),
+            start_s=_seconds(values["start_s"]),
+            end_s=_seconds(values["end_s"]),
             time_limit_s=_time_limit_s(columns["time_limit"]),
-            priority=int(given["priority"] or 0),
-            tasks=max(1, _count(given["tasks"])),
+            priority=int(values["priority"] or 0),
+            tasks=max(1, _count(values["tasks"])),
             amounts=amounts,
-            cpus_asked=_count(given["cpus"]),
-            node_count=_node_count(given),
+            cpus_asked=_count(values["cpus"]),
+            node_count=_node_count(values),
             gpu_type=gpu_type,
-            dependent=given["dependency"] != "",
-            nodes=() if "nodes" in cut else host_list(given["nodes"]),
-            asked_nodes=host_list(given["asked_nodes"]),
-            planned_nodes=() if "planned_nodes" in cut else host_list(given["planned_nodes"]),
-            constraint=_constraint(given),
-            exclusive=given["sharing"] in {"NO", "USER", "MCS", "TOPO"},
-            restarts=int(given["restarts"] or 0),
+            dependent=values["dependency"] != "",
+            nodes=() if "nodes" in cut else host_list(values["nodes"]),
+            asked_nodes=host_list(values["asked_nodes"]),
+            planned_nodes=() if "planned_nodes" in cut else host_list(values["planned_nodes"]),
+            constraint=_constraint(values),
+            sharing=values["sharing"],
+            restarts=int(values["restarts"] or 0),
             comment=_text(columns["comment"]),
             admin_comment=_text(columns["admin_comment"]),
             cut=cut,
@@ -251,7 +232,8 @@ def _columns(record: bytes) -> tuple[dict[str, str], tuple[str, ...]]:
     return columns, tuple(cut)
 
 
-def _given(value: str) -> str:
+def given(value: str) -> str:
+    """A value of Slurm's, "" where it says in one of its many ways that there is none."""
     value = value.strip()
     return "" if value in _ABSENT else value
 
@@ -275,18 +257,18 @@ def _count(value: str) -> int:
     return int(value.partition("-")[0] or 0)
 
 
-def _node_count(given: dict[str, str]) -> int:
-    return max(1, _count(units.tres(given["tres"]).get("node", "1")))
+def _node_count(values: dict[str, str]) -> int:
+    return max(1, _count(units.tres(values["tres"]).get("node", "1")))
 
 
-def _amounts(given: dict[str, str]) -> tuple[Resources, str]:
-    tres = units.tres(given["tres"])
-    gpus, gpu_type = _gpus(given, tres)
-    cpus = _count(tres.get("cpu", "")) or _count(given["cpus"])
+def _amounts(values: dict[str, str]) -> tuple[Resources, str]:
+    tres = units.tres(values["tres"])
+    gpus, gpu_type = _gpus(values, tres)
+    cpus = _count(tres.get("cpu", "")) or _count(values["cpus"])
     return Resources(cpus, gpus, units.memory_mb(tres.get("mem", "0"))), gpu_type
 
 
-def _gpus(given: dict[str, str], tres: dict[str, str]) -> tuple[int, str]:
+def _gpus(values: dict[str, str], tres: dict[str, str]) -> tuple[int, str]:
     """GPUs of a job, from its request where TRES does not tell (GPUs are not in AccountingStorageTRES).
 
     A waiting job whose request was cleared keeps its old TRES until it starts (22.05), so without a request it has
@@ -294,81 +276,38 @@ def _gpus(given: dict[str, str], tres: dict[str, str]) -> tuple[int, str]:
     """
     scale = {
         "tres_per_job": 1,
-        "tres_per_node": _node_count(given),
-        "tres_per_task": max(1, _count(given["tasks"])),
+        "tres_per_node": _node_count(values),
+        "tres_per_task": max(1, _count(values["tasks"])),
         "tres_per_socket": 1,
     }
-    asked = {name: units.gpus(given[name]) for name in scale if given[name]}
+    asked = {name: units.gpus(values[name]) for name in scale if values[name]}
     total, gpu_type = max(
         ((count * scale[name], kind) for name, (count, kind) in asked.items()), default=(0, ""), key=lambda one: one[0]
     )
-    counted, _ = units.gpus(given["tres"])
-    waits = given["state"] == "PD"
+    counted, _ = units.gpus(values["tres"])
+    waits = values["state"] == "PD"
     if waits and not any(count for count, _ in asked.values()):
         return 0, ""
     return counted or total, gpu_type
 
 
-def _constraint(given: dict[str, str]) -> str:
-    return ", ".join(f"{name} {given[name]}" for name in ("features", "reservation", "licenses") if given[name])
+def _constraint(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in ("features", "reservation", "licenses") if values[name])
 
 
-_FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w:/]*)=")
+def version(text: str) -> tuple[int, int]:
+    """Year and month of Slurm's version, such as ``22.05.8``; (0, 0) where it cannot be read."""
+    match = re.match(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _lines_of_fields(text: str, first: str) -> list[dict[str, str]]:
-    """One dictionary for each line that begins with this key. A value reaches to the next ``Key=``."""
-    records = []
-    for line in text.splitlines():
-        found = list(_FIELD.finditer(line))
-        if not found or found[0][1] != first:
-            continue
-        ends = [match.start() for match in found[1:]] + [len(line)]
-        fields: dict[str, str] = {}
-        for match, end in zip(found, ends, strict=True):
-            # The first counts: a Reason or Comment comes later and may contain anything.
-            fields.setdefault(match[1], line[match.end() : end].strip())
-        records.append(fields)
-    return records
+def exclusive_words(slurm_version: tuple[int, int]) -> frozenset[str]:
+    """The values of OverSubscribe with which a job has its nodes to itself.
 
-
-_CLOSED = {
-    "DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING", "FUTURE", "INVAL", "INVALID_REG", "MAINT",
-    "NOT_RESPONDING", "NO_RESPOND", "PERFCTRS", "POWERING_DOWN", "POWER_DOWN", "REBOOT", "REBOOT_ISSUED",
-    "REBOOT_REQUESTED", "RESERVED", "UNKNOWN",
-}  # fmt: skip
-"""Words of a node's state with which nothing new starts there. A node that is powered down is woken for a job."""
-
-
-def _node(fields: dict[str, str]) -> Node:
-    name = fields.get("NodeName", "")
-    try:
-        gpus, gpu_type = units.gpus(_given(fields.get("Gres", "")))
-        used_gpus, _ = units.gpus(_given(fields.get("GresUsed", "")))
-        # CPUEfctv leaves out the cores kept for the system; it came with 22.05.
-        cpus = int(fields.get("CPUEfctv") or fields["CPUTot"])
-        mem_mb = max(0, int(fields["RealMemory"]) - int(fields.get("MemSpecLimit", "0")))
-        capacity = Resources(cpus, gpus, mem_mb)
-        used = Resources(int(fields["CPUAlloc"]), used_gpus, int(fields["AllocMem"]))
-        step = int(fields.get("ThreadsPerCore", "1"))
-    except (KeyError, ValueError) as error:
-        raise SlurmError(f"scontrol show node: {name or 'a node'}: cannot read {error}") from error
-    return Node(
-        name=name,
-        capacity=capacity,
-        free=capacity - used,
-        available=_open(fields.get("State", "UNKNOWN")),
-        gpu_type=gpu_type,
-        cpu_step=step,
-    )
-
-
-def _open(state: str) -> bool:
-    """``MIXED+PLANNED`` is open, ``IDLE+DRAIN`` and ``DOWN*`` (it does not answer) are not."""
-    words = state.split("+")
-    if any(word.endswith(("*", "$", "@", "%")) for word in words):
-        return False
-    return not {word.rstrip("*~#!%$@^-").upper() for word in words} & _CLOSED
+    Up to 24.11 NO is such a one (ordinary jobs say OK); in 26.05 ordinary jobs say NO, and squeue does not show it.
+    """
+    always = frozenset({"USER", "MCS", "TOPO"})
+    return always | {"NO"} if slurm_version < (25, 5) else always
 
 
 def _unfolded(part: str) -> Sequence[str]:
