@@ -20,6 +20,7 @@ from tapfinger_hpc.nets.network import Network, NetworkConfig
 from tapfinger_hpc.nets.served import ServedNetwork
 from tapfinger_hpc.nets.tensors import GraphTensors, graph_tensors, log_softmax, option_tensors, side_by_side
 from tapfinger_hpc.policies.minimum import MinimumPolicy
+from tapfinger_hpc.policies.price import PricePolicy
 from tapfinger_hpc.room import Pick, Room
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import ClusterState, Partition, Resources
@@ -207,7 +208,7 @@ def test_log_probabilities_of_rows_are_those_of_torch() -> None:
 
 
 def test_the_loss_reaches_every_kind_of_graph_node_and_every_pointer() -> None:
-    given, teacher, net = busy(4, 20), MinimumPolicy(), network()
+    given, teacher, net = busy(6, 12), PricePolicy(), network()
     example = label(given, teacher.decide(given))
     assert example is not None
     assert WAIT in example.heads["task"].labels.tolist()
