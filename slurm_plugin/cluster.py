@@ -99,6 +99,9 @@ class SlurmCluster:
         except SlurmError as error:
             return Outcome(False, str(error))
         sent = _sendable(update, before)
+        if sent.amounts is not None and after is not None and not self._memory_counts():
+            # Where memory is not handed out Slurm may keep any amount with the job.
+            sent = replace(sent, amounts=replace(sent.amounts, mem_mb=after.amounts.mem_mb))
         why = _difference(sent, after, keeps_priority=not self._restores_priority(sent, before))
         if not why:
             return Outcome(True)
@@ -169,7 +172,7 @@ class SlurmCluster:
         computed = self._restores_priority(sent, before)
         if computed:
             sent = replace(sent, priority=None)
-        words = _assignments(sent, before, self._memory_counts())
+        words = _assignments(sent, before)
         said = self._patiently(["scontrol", "update", f"JobId={update.job_id}", *words])
         if computed:
             # The only way to let Slurm compute it again: an update cannot say so (22.05 refuses INFINITE).
@@ -289,7 +292,7 @@ def _read(said: Answer) -> list[JobRecord]:
     return parse.jobs(text)
 
 
-def _assignments(update: JobUpdate, before: JobRecord, memory_counts: bool) -> list[str]:
+def _assignments(update: JobUpdate, before: JobRecord) -> list[str]:
     """The update in scontrol's words. All in one call: half an update must not start."""
     words: list[str] = []
     if update.partition is not None:
@@ -297,7 +300,7 @@ def _assignments(update: JobUpdate, before: JobRecord, memory_counts: bool) -> l
     if update.node is not None:
         words.append(f"ReqNodeList={update.node}")
     if update.amounts is not None:
-        words += _amount_words(update, before, memory_counts)
+        words += _amount_words(update, before)
     if update.priority is not None:
         words.append(f"Priority={update.priority}")
     if update.begin_s is not None:
@@ -305,7 +308,7 @@ def _assignments(update: JobUpdate, before: JobRecord, memory_counts: bool) -> l
     return words
 
 
-def _amount_words(update: JobUpdate, before: JobRecord, memory_counts: bool) -> list[str]:
+def _amount_words(update: JobUpdate, before: JobRecord) -> list[str]:
     amounts = update.amounts
     assert amounts is not None
     words = [
@@ -316,7 +319,7 @@ def _amount_words(update: JobUpdate, before: JobRecord, memory_counts: bool) -> 
         f"MinCPUsNode={amounts.cpus}",
         f"CPUsPerTask={amounts.cpus // update.tasks}",
     ]
-    if memory_counts and amounts.mem_mb:
+    if amounts.mem_mb:
         words.append(f"MinMemoryNode={amounts.mem_mb}")
     if amounts.gpus:
         kind = f":{update.gpu_type}" if update.gpu_type else ""
