@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -47,6 +47,7 @@ class SlurmCluster:
         self._now_s = now_s
         self._together: dict[str, tuple[int, ...]] = {}
         """Of each array the waiting tasks that are still one record: one update names them all, or it splits them."""
+        self._read_before: dict[bytes, JobRecord] = {}
         self._array_limits: dict[str, int] = {}
         """Kept here because neither a task on its own nor a list with such tasks merged in shows it."""
         self._settings: dict[str, str] | None = None
@@ -129,8 +130,7 @@ class SlurmCluster:
         said = self._run(_squeue(f"--jobs={job_id}", "--states=all"))
         if _none_left(said):
             return None
-        records = _read(said)
-        return next((record for record in records if record.job_id == job_id), None)
+        return next((record for record in _read(said).values() if record.job_id == job_id), None)
 
     @property
     def managed_partitions(self) -> frozenset[str]:
@@ -139,7 +139,8 @@ class SlurmCluster:
 
     def _records(self) -> list[JobRecord]:
         """All jobs that wait or hold nodes. Arrays with waiting tasks take one more command, and sometimes two."""
-        records = _read(self._run(_squeue(_STATES)))
+        self._read_before = _read(self._run(_squeue(_STATES)), self._read_before)
+        records = list(self._read_before.values())
         arrays = sorted({record.array_id for record in records if record.together}, key=int)
         if not arrays:
             return records
@@ -158,7 +159,7 @@ class SlurmCluster:
         ]
         if alone:
             said = self._run(_squeue(_STATES, "--array", f"--jobs={','.join(alone)}"))
-            records += [] if _none_left(said) else _read(said)
+            records += [] if _none_left(said) else _read(said).values()
         return list({(record.number, record.array_tasks): record for record in records}.values())
 
     def _waiting_tasks(self, arrays: Sequence[str]) -> list[tuple[str, str, int]]:
@@ -282,14 +283,14 @@ def _none_left(said: Answer) -> bool:
     return said.rc != 0 and "Invalid job id" in said.stderr
 
 
-def _read(said: Answer) -> list[JobRecord]:
+def _read(said: Answer, known: Mapping[bytes, JobRecord] | None = None) -> dict[bytes, JobRecord]:
     text = said.checked()
     if "Invalid job format" in said.stderr:
         # squeue leaves the column out and goes on, which would shift all others.
         raise SlurmError(
             f"squeue: {said.stderr}: this Slurm lacks a column that tapfinger reads (22.05 or newer is needed)"
         )
-    return parse.jobs(text)
+    return parse.jobs(text, known)
 
 
 def _assignments(update: JobUpdate, before: JobRecord) -> list[str]:

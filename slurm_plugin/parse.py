@@ -5,7 +5,7 @@ Jobs are read in columns of fixed width and never split at a separator: a job na
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -124,15 +124,20 @@ class JobRecord(msgspec.Struct, frozen=True):
         return self.array_id if self.together else f"{self.array_id}_{self.array_tasks}"
 
 
-def jobs(text: bytes) -> list[JobRecord]:
-    """The records of ``squeue --noheader --noconvert --Format=SQUEUE_FORMAT``.
+def jobs(text: bytes, known: Mapping[bytes, JobRecord] | None = None) -> dict[bytes, JobRecord]:
+    """The records of ``squeue --noheader --noconvert --Format=SQUEUE_FORMAT``, by their text.
+
+    Args:
+        known: the records of an earlier snapshot; most jobs are as they were, and need not be read again.
 
     Raises:
         SlurmError: the text is not made of such records.
     """
     if len(text) % _RECORD_BYTES:
         raise SlurmError(f"squeue: {len(text)} bytes are no whole number of records of {_RECORD_BYTES}")
-    return [_job(text[start : start + _RECORD_BYTES]) for start in range(0, len(text), _RECORD_BYTES)]
+    lines = [text[start : start + _RECORD_BYTES] for start in range(0, len(text), _RECORD_BYTES)]
+    before = known or {}
+    return {line: before.get(line) or _job(line) for line in lines}
 
 
 def host_list(text: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from slurm_plugin import parse, parse_nodes
 from slurm_plugin.cluster import SlurmCluster
 from slurm_plugin.commands import Answer
-from slurm_plugin.parse import COLUMNS
+from slurm_plugin.parse import COLUMNS, JobRecord
 from tapfinger_hpc.config import AgentConfig, Config, PartitionConfig
 from tapfinger_hpc.errors import SlurmError
 from tapfinger_hpc.state import ClusterState, PendingJob, Resources
@@ -173,6 +173,10 @@ def line(**values: str) -> bytes:
     return b"".join(cells[name][:width].ljust(width) for name, (_, width) in COLUMNS.items()) + b"\n"
 
 
+def read(text: bytes) -> list[JobRecord]:
+    return list(parse.jobs(text).values())
+
+
 @pytest.mark.parametrize(
     ("values", "gpus"),
     [
@@ -189,11 +193,11 @@ def line(**values: str) -> bytes:
     ],
 )
 def test_gpus_of_a_job(values: dict[str, str], gpus: int) -> None:
-    assert parse.jobs(line(**values))[0].amounts.gpus == gpus
+    assert read(line(**values))[0].amounts.gpus == gpus
 
 
 def test_a_gpu_type_is_kept() -> None:
-    assert parse.jobs(line(tres_per_node="gres:gpu:a100:2"))[0].gpu_type == "a100"
+    assert read(line(tres_per_node="gres:gpu:a100:2"))[0].gpu_type == "a100"
 
 
 @pytest.mark.parametrize(
@@ -201,13 +205,13 @@ def test_a_gpu_type_is_kept() -> None:
     [("cpu=2,mem=100M,node=1", 100), ("cpu=2,mem=1.50G", 1536), ("cpu=2,mem=2T", 2 << 20), ("cpu=2", 0)],
 )
 def test_memory_of_a_job(text: str, wanted: int) -> None:
-    assert parse.jobs(line(tres=text))[0].amounts.mem_mb == wanted
+    assert read(line(tres=text))[0].amounts.mem_mb == wanted
 
 
 @given(st.text(max_size=400), st.text(max_size=400))
 @settings(max_examples=200, deadline=None)
 def test_whatever_users_write_their_jobs_are_read_one_by_one(comment: str, name: str) -> None:
-    records = parse.jobs(line(comment=comment, user=name) + line(number="8"))
+    records = read(line(comment=comment, user=name) + line(number="8"))
     assert [record.number for record in records] == ["7", "8"]
     assert records[0].admin_comment == ""
     assert records[1].comment == ""
@@ -221,6 +225,13 @@ def test_what_is_no_list_of_jobs_is_refused(text: bytes) -> None:
         parse.jobs(text)
 
 
+def test_a_job_that_is_as_it_was_need_not_be_read_again_and_one_that_changed_is() -> None:
+    before = parse.jobs(line() + line(number="8"))
+    after = parse.jobs(line(priority="6") + line(number="8"), before)
+    assert [record.priority for record in after.values()] == [6, 5]
+    assert list(after.values())[1] is list(before.values())[1]
+
+
 def test_a_column_that_this_slurm_does_not_know_is_refused() -> None:
     def lacking(argv: list[str]) -> Answer:
         return Answer(tuple(argv), 0, b"", "squeue: error: Invalid job format specification: admin_comment")
@@ -230,7 +241,7 @@ def test_a_column_that_this_slurm_does_not_know_is_refused() -> None:
 
 
 def test_values_that_fill_their_column_are_known_to_be_cut() -> None:
-    (record,) = parse.jobs(line(nodes="n[" + "1,3," * 200, state="R", comment="tapfinger " + "x" * 400))
+    (record,) = read(line(nodes="n[" + "1,3," * 200, state="R", comment="tapfinger " + "x" * 400))
     assert set(record.cut) == {"nodes", "comment"}
     assert record.nodes == ()
 
