@@ -120,7 +120,6 @@ def test_slurmctld_killed_around_an_update_loses_no_job_and_leaves_none_stuck(
 
 def test_a_job_number_that_is_used_again_never_gets_the_old_jobs_placement(cluster: Sandbox, tmp_path: Path) -> None:
     with live_agent(cluster, tmp_path) as agent:
-        cluster.submit("true", "--hold")
         _wait_for_save(cluster)
         old = cluster.submit("sleep 60", f"--comment={PRIMED}", "--gpus=1", "-c2")
         agent.script.place(old, "n1", Resources(8, 4, 9000))
@@ -170,7 +169,8 @@ def test_a_dead_slurmctld_is_waited_for(cluster: Sandbox, tmp_path: Path) -> Non
         job_id = cluster.submit("true", f"--comment={PRIMED}", "--gpus=1")
         cluster.wait_state(job_id, "COMPLETED")
         shown = json.loads(command(cluster, "status", "--config", str(toml), "--json").stdout)
-        assert any(note["kind"] == "slurm" and "ended with" in note["text"] for note in shown["notes"])
+        # It may have been refused, or have waited in vain.
+        assert any(note["kind"] == "slurm" and note["text"].startswith("squeue") for note in shown["notes"])
 
 
 def test_a_broken_journal_does_not_stop_the_agent(cluster: Sandbox, tmp_path: Path) -> None:
@@ -196,6 +196,8 @@ def _was_placed(cluster: Sandbox, toml: Path, job_id: int) -> bool:
 def _wait_for_save(cluster: Sandbox) -> None:
     """Until slurmctld has written down all that happened before now, which it does every five seconds."""
     asked_s = time.time()
+    # Something that has to be written after now: it may have written all the rest down already.
+    cluster.submit("true", "--hold")
     cluster.wait_for(
         lambda: (cluster.layout.state / "job_state").stat().st_mtime > asked_s, 30, "slurmctld to save its state"
     )
