@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,7 +207,11 @@ class Agent:
         if not text and first:
             return
         logger.info("event=%s state=%r why=%r", about, what, text)
-        self._journal.note([Note(self._clock.now_s(), "", 0, about, text or what)])
+        try:
+            self._journal.note([Note(self._clock.now_s(), "", 0, about, text or what)])
+        except sqlite3.Error as error:
+            # A full disk must not silence the agent: nothing is placed then, and the log has it.
+            logger.error("event=journal-fails why=%r", str(error))
 
     def _prune(self, now_s: float) -> None:
         if now_s - self._pruned_s > _PRUNE_S:

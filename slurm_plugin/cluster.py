@@ -127,10 +127,12 @@ class SlurmCluster:
 
     def job(self, job_id: str) -> JobRecord | None:
         """The record of one job, also of one that ended a short while ago; None where slurmctld does not know it."""
+        return next((record for record in self.find(job_id) if record.job_id == job_id), None)
+
+    def find(self, job_id: str) -> list[JobRecord]:
+        """All records that this number means: a job, a task by the number Slurm gave it, or all of an array."""
         said = self._run(_squeue(f"--jobs={job_id}", "--states=all"))
-        if _none_left(said):
-            return None
-        return next((record for record in _read(said).values() if record.job_id == job_id), None)
+        return [] if _none_left(said) else list(_read(said).values())
 
     @property
     def managed_partitions(self) -> frozenset[str]:

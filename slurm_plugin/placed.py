@@ -192,6 +192,8 @@ class Placements:
 
     def _make(self, intent: Intent, job: PendingJob, placement: Placement) -> bool:
         now_s = self._clock.now_s()
+        # In the book first: if anything below fails, the next look finds it there.
+        self._open[intent.key] = intent
         outcome = self._cluster.apply(intent.update)
         if outcome.applied:
             self._open[intent.key] = self._journal.move(intent, "open", "", self._clock.now_s())
@@ -209,7 +211,6 @@ class Placements:
             return True
         logger.warning("event=not-placed job=%s decision=%s why=%r", job.job_id, intent.decision_id, outcome.why)
         self._failed(job.key, outcome.why)
-        self._open[intent.key] = intent
         self._undo(intent, job, "refused", outcome.why)
         return False
 

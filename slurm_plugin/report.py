@@ -107,17 +107,23 @@ def status(config: Config) -> Status:
 
 def explain(config: Config, job_id: str) -> Explanation:
     """What was decided for a job, when and why, and what came of it; or why it is left to Slurm."""
-    history, journal_why = _history(config, job_id)
     cluster = SlurmCluster.from_config(config)
     try:
-        record, slurm_why = cluster.job(job_id), ""
+        records, slurm_why = cluster.find(job_id), ""
     except SlurmError as error:
-        record, slurm_why = None, str(error)
+        records, slurm_why = [], str(error)
+    exact = [one for one in records if one.job_id == job_id]
+    record = next(iter(exact or records), None)
+    if record is not None and not exact and len(records) == 1:
+        job_id = record.job_id
+    history, journal_why = _history(config, job_id)
     # A number is used again after a crash: only the latest submission is meant.
     latest_s = record.submit_s if record else _latest_submission(history)
     told, intents, notes = _of_submission(history, latest_s, record)
     summary = [*_now(job_id, record, slurm_why), *_why_left(cluster, record, notes), *_decisions(told, intents)]
     known = record is not None or bool(told or intents or notes)
+    if record is not None and (record.together or record.job_id != job_id):
+        summary.append(f"It is an array: ask for one of its tasks, such as {record.array_id}_{_some_task(record)}.")
     if not known:
         summary.append(f"Nothing is known of job {job_id}: neither Slurm nor the agent's journal has it (any more).")
     if not (told or intents) and known:
@@ -127,6 +133,10 @@ def explain(config: Config, job_id: str) -> Explanation:
     elif agent.mode != "enforce":
         summary.append(f"The agent is in mode {agent.mode}: it changes no job now.")
     return Explanation(job_id, known, tuple(summary), tuple(told), tuple(intents), tuple(notes))
+
+
+def _some_task(record: JobRecord) -> str:
+    return record.array_tasks.strip("[]").replace("-", ",").replace("%", ",").split(",")[0]
 
 
 def local(at_s: float) -> str:

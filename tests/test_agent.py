@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -349,6 +350,19 @@ def test_an_agent_that_leaves_frees_what_has_not_started(world) -> None:
     assert here.running(1) == ASKED
 
 
+def test_a_placement_that_could_not_be_noted_is_followed_all_the_same(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = world([trace_job(1)], update_latency_s=1e6)
+    here.script.place(1, amounts=Resources(8, 4, 9000))
+    move = here.journal.move
+    monkeypatch.setattr(here.journal, "move", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("disk full")))
+    here.cycle()
+    monkeypatch.setattr(here.journal, "move", move)
+    here.script.places.clear()
+    here.cycle(2)
+    assert here.fates(1) == ["restored"]
+    assert here.pending(1).requested == ASKED
+
+
 # Leases.
 
 
@@ -493,9 +507,10 @@ def test_nothing_is_placed_that_cannot_be_journaled(world, monkeypatch: pytest.M
     here.script.place(1)
 
     def full(_: object) -> list[Intent]:
-        raise OSError(28, "No space left on device")
+        raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(here.journal, "write_intents", full)
+    for writing in ("write_intents", "note"):
+        monkeypatch.setattr(here.journal, writing, full)
     here.cycle(3)
     assert here.pending(1) is not None
     assert here.pending(1).managed

@@ -26,8 +26,9 @@ from agents import (
 )
 
 from slurm_plugin.client import PolicyClient
-from slurm_plugin.sandbox import Sandbox
+from slurm_plugin.sandbox import Sandbox, SandboxSpec
 from tapfinger_hpc.decision import Decision, Placement
+from tapfinger_hpc.errors import ServerError
 from tapfinger_hpc.state import ClusterState, Resources
 from tapfinger_hpc.wire import DecideResponse, PolicyInfo
 
@@ -459,6 +460,33 @@ def test_a_placed_job_that_does_not_start_is_taken_back(
     agent.until(lambda: is_running(cluster, job_id), "the second placement")
     assert cluster.job(job_id)["NodeList"] == "n2"
     cluster.run("scancel", str(blocker))
+
+
+def test_a_limit_that_forbids_the_placement_holds_and_the_job_runs_as_asked(sandbox_factory, tmp_path: Path) -> None:
+    box = sandbox_factory(SandboxSpec(extra_conf=("AccountingStorageEnforce=associations,limits,qos",)))
+    box.run("sacctmgr", "-i", "add", "account", "lab")
+    box.run("sacctmgr", "-i", "add", "user", USER, "account=lab")
+    box.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "maxtresperjob=gres/gpu=1")
+    with live_agent(box, tmp_path, lease_s=5) as agent:
+        job_id = box.submit("true", f"--comment={PRIMED}", "--gpus=1", as_user=USER)
+        agent.script.place(job_id, "n1", Resources(4, 2, 4000))
+        agent.until(lambda: agent.fates(job_id) == ["restored"], "the placement to be taken back")
+        agent.agent._decide = lambda state: (_ for _ in ()).throw(ServerError("away"))
+        agent.until(lambda: is_running(box, job_id), "the lease to run out")
+        assert "QOSMaxGRESPerJob" in agent.journal.history(str(job_id)).intents[0].why
+        assert box.job(job_id)["TRES"].endswith("gres/gpu=1")
+
+
+def test_explain_finds_tasks_of_an_array(agent: LiveAgent, cluster: Sandbox) -> None:
+    array = cluster.submit("sleep 30", "--array=1-3", f"--comment={PRIMED}", "--gpus=1")
+    agent.script.place(f"{array}_2", "n2", Resources(2, 1, 2000))
+    agent.until(lambda: agent.fates(f"{array}_2") == ["started"], "the task to run")
+    toml = str(toml_for(cluster, Path(agent.config.agent.journal).parent))
+    raw = cluster.job(f"{array}_2")["JobId"]
+    for name in (f"{array}_2", raw):
+        assert "policy script placed it on n2" in command(cluster, "explain", name, "--config", toml).stdout
+    assert "It is an array" in command(cluster, "explain", str(array), "--config", toml).stdout
+    assert "let it wait" in command(cluster, "explain", f"{array}_1", "--config", toml).stdout
 
 
 def test_a_placed_job_whose_node_goes_down_is_taken_back_at_once(agent: LiveAgent, cluster: Sandbox) -> None:

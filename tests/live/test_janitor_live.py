@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agents import LiveAgent, command, hook_mode, is_running, toml_for
+from agents import PRIMED, LiveAgent, command, hook_mode, is_running, toml_for
 
 from slurm_plugin import hookfile
 from slurm_plugin.sandbox import Sandbox
@@ -88,6 +88,22 @@ def test_a_pinned_job_of_which_the_journal_is_lost_is_freed_from_its_node(cluste
     # What it asked for is not known any more, but the amounts are within what it declared.
     record = cluster.wait_state(job_id, "COMPLETED")
     assert (record["NodeList"], record["NumCPUs"]) == ("n2", "1")
+
+
+def test_a_job_that_was_requeued_without_an_agent_gets_its_own_request_back(cluster: Sandbox, tmp_path: Path) -> None:
+    agent = LiveAgent(cluster, tmp_path)
+    job_id = cluster.submit("sleep 300", f"--comment={PRIMED}", "--gpus=1", "-c2", "--mem=2G", "--requeue")
+    agent.script.place(job_id, "n1", Resources(8, 4, 9000))
+    agent.until(lambda: agent.fates(job_id) == ["started"], "the job to run")
+    agent.close()
+    make_stale(cluster)
+    cluster.run("scontrol", "requeue", str(job_id))
+    cluster.wait_for(lambda: cluster.job(job_id)["JobState"] == "PENDING", what="the job to be requeued")
+    cluster.set_node("n1", "drain")
+    toml = toml_for(cluster, tmp_path)
+    assert command(cluster, "janitor", "--config", str(toml)).returncode == 0
+    record = cluster.wait_state(job_id, "RUNNING")
+    assert (record["NodeList"], record["TRES"]) == ("n2", "cpu=2,mem=2G,node=1,billing=2,gres/gpu=1")
 
 
 def test_jobs_of_others_are_never_touched(cluster: Sandbox, tmp_path: Path) -> None:
