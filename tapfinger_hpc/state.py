@@ -4,6 +4,7 @@ Values are immutable, compare by content, stand in canonical order, and are thei
 seconds since the epoch, memory is MiB. No type here can hold the true runtime of a job; that is ``trace.TraceJob``.
 """
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated
 
@@ -203,6 +204,7 @@ def _sorted_jobs(field: str, jobs: tuple) -> tuple:
     return ordered
 
 
+@lru_cache(maxsize=1 << 16)  # the same jobs are put in order again with every placement
 def _numeric(job_id: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(part), "") if part.isdecimal() else (0, part) for part in job_id.split("_"))
 
