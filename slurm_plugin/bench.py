@@ -26,8 +26,13 @@ from slurm_plugin.demo import run as demo_run
 from slurm_plugin.journal import Journal
 from slurm_plugin.sandbox.sandbox import Sandbox
 from tapfinger_hpc import config, workload
+from tapfinger_hpc.decision import guard_all
 from tapfinger_hpc.errors import SandboxError
+from tapfinger_hpc.state import ClusterState, Resources
 from tapfinger_hpc.stats import Reduction, percentile, reduction, summarise
+
+PENDING = 50
+"""Jobs that wait while decisions are timed."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -63,7 +68,10 @@ class LiveFigures(msgspec.Struct, frozen=True):
     sbatch_ratio: float
     """Median with the hook / median without."""
     decide_ms: Spread
-    """From the agent's side: the state of 6 nodes and 50 pending jobs out, the decisions back, over the unix socket."""
+    """From the agent's side: state out, decisions back, over the unix socket. 6 nodes that are full but for one job that
+    has just ended, and 50 pending jobs: what the agent asks most when so many wait."""
+    decide_empty_ms: Spread
+    """The same with 50 pending jobs on 6 empty nodes: the most that one answer can hold."""
     decision_to_running_ms: Spread
     """From the answer with the placement to the first line of the job's script, guard, journal and update included."""
     agent_rss_mb: float
@@ -100,7 +108,9 @@ def live(json_file: Path | None, policy: str, submissions: int, demo_seeds: int,
         console.print(f"sbatch, {submissions} on each cluster in turn ...")
         stock_ms, hook_ms = _submissions(stock, box, submissions)
         console.print("decisions, 50 pending jobs ...")
-        decide_ms = _decisions(box, rounds=200)
+        empty = _empty_cluster(box)
+        decide_empty_ms = _decisions(box, empty, rounds=200)
+        decide_ms = _decisions(box, _full_cluster(box, empty), rounds=200)
         console.print("from decision to running script ...")
         start_ms = _starts(box, jobs=30)
         agent_mb, server_mb = (_rss_mb(processes[name].pid) for name in ("agent", "serve"))
@@ -112,6 +122,7 @@ def live(json_file: Path | None, policy: str, submissions: int, demo_seeds: int,
         sbatch_hook_ms=Spread.of(hook_ms),
         sbatch_ratio=statistics.median(hook_ms) / statistics.median(stock_ms),
         decide_ms=Spread.of(decide_ms),
+        decide_empty_ms=Spread.of(decide_empty_ms),
         decision_to_running_ms=Spread.of(start_ms),
         agent_rss_mb=agent_mb,
         server_rss_mb=server_mb,
@@ -143,25 +154,42 @@ def _empty(cluster: Sandbox) -> bool:
     return not cluster.run("squeue", "--noheader").stdout
 
 
-def _decisions(box: Sandbox, rounds: int) -> list[float]:
-    """Milliseconds from a state to its decisions: the real nodes, and 50 pending jobs of the demo's kind.
+def _empty_cluster(box: Sandbox) -> ClusterState:
+    """The real nodes while nothing runs, and jobs of the demo's kind that have waited for a minute."""
+    trace = workload.demo_trace(seed=1, n_jobs=2 * PENDING)
+    seen = SlurmCluster.from_config(config.load(box.tapfinger_toml)).observe()
+    pending = tuple(replace(item.job, submit_time_s=int(seen.time_s) - 60) for item in trace.jobs)
+    return replace(seen, pending=pending[:PENDING], classes=trace.classes)
 
-    Each round has another time, so that no answer could be a remembered one.
-    """
-    settings = config.load(box.tapfinger_toml)
-    trace = workload.demo_trace(seed=1, n_jobs=50)
-    empty = SlurmCluster.from_config(settings).observe()
-    pending = tuple(replace(item.job, submit_time_s=int(empty.time_s) - 60, eligible=True) for item in trace.jobs)
-    state = replace(empty, pending=pending, classes=trace.classes)
-    client = PolicyClient.from_config(settings)
+
+def _full_cluster(box: Sandbox, empty: ClusterState) -> ClusterState:
+    """The same after the server has filled the nodes, as many jobs waiting as before, and one job has just ended."""
+    client = PolicyClient.from_config(config.load(box.tapfinger_toml))
+    state, number = empty, 0
+    while placed := [one for one in client.decide(state).decisions if one.placement is not None]:
+        _, _, state = guard_all(placed, state)
+        more = tuple(
+            replace(job, job_id=f"9{number + index}") for index, job in enumerate(empty.pending[: len(placed)])
+        )
+        number += len(placed)
+        state = replace(state, pending=state.pending + more)
+    ended = state.running[0]
+    freed = {share.node: share.amounts for share in ended.shares}
+    nodes = tuple(replace(node, free=node.free + freed.get(node.name, Resources())) for node in state.nodes)
+    return replace(state, nodes=nodes, running=state.running[1:])
+
+
+def _decisions(box: Sandbox, state: ClusterState, rounds: int) -> list[float]:
+    """Milliseconds from a state to its decisions. Each round has another time, so that no answer is a remembered one."""
+    client = PolicyClient.from_config(config.load(box.tapfinger_toml))
     times = []
     for round_number in range(rounds):
         asked = replace(state, time_s=state.time_s + round_number)
         before = time.perf_counter()
         answer = client.decide(asked)
         times.append((time.perf_counter() - before) * 1000)
-        if len(answer.decisions) != len(pending):
-            raise SandboxError(f"bench: {len(answer.decisions)} decisions for {len(pending)} jobs")
+        if len(answer.decisions) != PENDING:
+            raise SandboxError(f"bench: {len(answer.decisions)} decisions for {PENDING} jobs")
     return times
 
 
@@ -231,6 +259,7 @@ def _table(figures: LiveFigures) -> Table:
         ("sbatch, stock (ms)", figures.sbatch_stock_ms),
         ("sbatch, with the hook (ms)", figures.sbatch_hook_ms),
         ("state to decisions (ms)", figures.decide_ms),
+        ("the same, empty nodes (ms)", figures.decide_empty_ms),
         ("decision to running script (ms)", figures.decision_to_running_ms),
     ):
         made.add_row(title, str(spread.runs), f"{spread.median:.1f}", f"{spread.p95:.1f}")
