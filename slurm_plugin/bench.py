@@ -68,8 +68,8 @@ class LiveFigures(msgspec.Struct, frozen=True):
     sbatch_ratio: float
     """Median with the hook / median without."""
     decide_ms: Spread
-    """From the agent's side: state out, decisions back, over the unix socket. 6 nodes that are full but for one job that
-    has just ended, and 50 pending jobs: what the agent asks most when so many wait."""
+    """From the agent's side: state out, decisions back, over the unix socket. 6 nodes that are full but for one job
+    that has just ended, and 50 pending jobs: what the agent asks most when so many wait."""
     decide_empty_ms: Spread
     """The same with 50 pending jobs on 6 empty nodes: the most that one answer can hold."""
     decision_to_running_ms: Spread
@@ -180,7 +180,7 @@ def _full_cluster(box: Sandbox, empty: ClusterState) -> ClusterState:
 
 
 def _decisions(box: Sandbox, state: ClusterState, rounds: int) -> list[float]:
-    """Milliseconds from a state to its decisions. Each round has another time, so that no answer is a remembered one."""
+    """Milliseconds from a state to its decisions. Each round has another time, so that no answer is an old one."""
     client = PolicyClient.from_config(config.load(box.tapfinger_toml))
     times = []
     for round_number in range(rounds):
