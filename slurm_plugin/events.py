@@ -16,6 +16,9 @@ from tapfinger_hpc.errors import ConfigError
 SETTLE_S = 0.05
 """The hook speaks from inside sbatch, before the job is in the queue; and events come in crowds."""
 _SHORTEST_S = 0.1
+_REST_SHARE = 3.0
+"""After a look that took long, so much longer is rested: a flood of datagrams costs a quarter of one core at most."""
+_LONGEST_REST_S = 1.0
 _MODE = 0o660
 """Owner and group: SlurmUser, who runs hook and job-end event, is put in the group or owns the folder's group."""
 
@@ -34,19 +37,20 @@ class WakeClock:
         self._inode = None if wake_socket is None else wake_socket.lstat().st_ino
         self._interrupted, self._interrupt = os.pipe()
         os.set_blocking(self._interrupt, False)
-        self._looked_s = 0.0
+        self._looked_s = time.monotonic()
 
     def now_s(self) -> float:
         return time.time()
 
     def wait(self, seconds: float) -> None:
         """Returns after this time, shortly after a datagram, or at once after ``interrupt``."""
-        until_s = time.monotonic() + seconds
+        began_s = time.monotonic()
+        rested_s = began_s + min(_LONGEST_REST_S, max(_SHORTEST_S, _REST_SHARE * (began_s - self._looked_s)))
         wakes = -1 if self._socket is None else self._socket.fileno()
         woken, _, _ = select.select([fd for fd in (self._interrupted, wakes) if fd >= 0], [], [], max(0.0, seconds))
         if wakes in woken:
-            rest_s = max(SETTLE_S, self._looked_s + _SHORTEST_S - time.monotonic())
-            time.sleep(max(0.0, min(rest_s, until_s - time.monotonic())))
+            rest_s = max(SETTLE_S, rested_s - time.monotonic())
+            time.sleep(max(0.0, min(rest_s, began_s + seconds - time.monotonic())))
             self._drain()
         if self._interrupted in woken:
             os.read(self._interrupted, 64)

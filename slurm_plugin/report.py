@@ -215,26 +215,20 @@ def _of_submission(
 
 def _now(job_id: str, record: JobRecord | None, slurm_why: str) -> Iterable[str]:
     if slurm_why:
-        yield f"Slurm does not answer: {slurm_why}."
+        yield f"Slurm does not answer: {slurm_why}"
         return
     if record is None:
         yield f"Slurm does not know job {job_id} (any more)."
         return
     doing = _STATE_WORDS.get(record.state, f"is in state {record.state}")
-    place = f" on {','.join(record.nodes)}" if record.nodes else ""
-    amounts = f"{'asks for' if record.state == 'PD' else 'with'} {record.amounts}"
-    reason = f" (Slurm says: {record.reason})" if record.state == "PD" and record.reason != "None" else ""
-    yield (
-        f"Job {job_id} of {record.user} {doing}{place}{reason}; it {amounts}."
-        if record.state == "PD"
-        else (f"Job {job_id} of {record.user} {doing}{place}, {amounts}.")
-    )
-    if (
-        record.state == "PD"
-        and record.eligible_s
-        and record.eligible_s > time.time()
-        and jobs.lease_of(record.admin_comment)
-    ):
+    if record.state != "PD":
+        place = f" on {','.join(record.nodes)}" if record.nodes else ""
+        yield f"Job {job_id} of {record.user} {doing}{place}, with {record.amounts}."
+        return
+    reason = "" if record.reason == "None" else f" (Slurm says: {record.reason})"
+    yield f"Job {job_id} of {record.user} {doing}{reason}; it asks for {record.amounts}."
+    leased = jobs.lease_of(record.admin_comment) is not None
+    if leased and record.eligible_s is not None and record.eligible_s > time.time():
         yield f"Its lease runs until {local(record.eligible_s)}: renewed while the agent looks for a place."
 
 
@@ -256,11 +250,10 @@ def _why_left(cluster: SlurmCluster, record: JobRecord | None, notes: list[Note]
         if jobs.lease_of(record.admin_comment) is None:
             yield "It is left to Slurm as it is: no agent was in charge when it was submitted, so it has no lease."
             return
-    said: dict[str, str] = {note.kind: note.text for note in notes if note.kind in ("left", "given up", "freed")}
-    for kind, text in said.items():
-        yield {"left": "It was left to Slurm", "given up": "It was given to Slurm", "freed": "It was freed"}[
-            kind
-        ] + f": {text}."
+    begins = {"left": "It was left to Slurm", "given up": "It was given to Slurm", "freed": "It was freed"}
+    latest = {note.kind: note.text for note in notes if note.kind in begins}
+    for kind, text in latest.items():
+        yield f"{begins[kind]}: {text}."
 
 
 def _decisions(told: list[Told], intents: list[Intent]) -> Iterable[str]:

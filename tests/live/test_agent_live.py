@@ -563,6 +563,18 @@ def test_agent_and_server_place_jobs_and_say_so(cluster: Sandbox, tmp_path: Path
     assert "No agent is alive" in dead.stdout
 
 
+def test_one_look_is_enough_to_see_what_would_be_done(cluster: Sandbox, tmp_path: Path) -> None:
+    toml = toml_for(cluster, tmp_path, mode="observe")
+    blocker = cluster.submit("sleep 300", "--exclusive", "-N2", "-p", "pa")
+    cluster.wait_state(blocker, "RUNNING")
+    job_id = cluster.submit("true", f"--comment={PRIMED}", "--gpus=1", "-p", "pa")
+    with process(cluster, "serve", "--config", str(toml), "--policy", "price", log=tmp_path / "serve.log"):
+        soon(lambda: "policy price" in (tmp_path / "serve.log").read_text(), "the server", timeout_s=60)
+        once = command(cluster, "agent", "--once", "--config", str(toml))
+    assert once.returncode == 0, once.stderr
+    assert "policy price let it wait" in command(cluster, "explain", str(job_id), "--config", str(toml)).stdout
+
+
 def _placements(cluster: Sandbox, toml: Path) -> dict[str, int]:
     return json.loads(command(cluster, "status", "--config", str(toml), "--json").stdout)["placements"]
 
