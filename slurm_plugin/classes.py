@@ -17,6 +17,7 @@ class ClassesFile:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
+        self._complaint = ""
         self._classes: dict[str, JobClass] = {}
 
     def attach(self, state: ClusterState) -> ClusterState:
@@ -32,15 +33,15 @@ class ClassesFile:
             status = self._path.stat()
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen != self._seen:
-                self._seen = seen
                 read = msgspec.json.decode(self._path.read_bytes(), type=tuple[JobClass, ...])
+                self._seen, self._complaint = seen, ""
                 self._classes = {one.name: one for one in read}
                 logger.info("event=classes-read file=%s classes=%d", self._path, len(read))
         except (OSError, msgspec.DecodeError) as error:
-            if self._seen is not None or not isinstance(error, OSError):
+            # Told once, though it is tried again at every look.
+            if self._complaint != str(error):
+                self._complaint = str(error)
                 logger.error(
                     "event=classes-unusable file=%s why=%r kept=%d", self._path, str(error), len(self._classes)
                 )
-            if isinstance(error, OSError):
-                self._seen = None
         return self._classes
