@@ -132,6 +132,18 @@ def test_a_policy_that_would_rather_wait_waits_while_something_runs_where_the_jo
     assert "rather wait" in decision.reason
 
 
+def test_a_job_that_several_agents_half_want_is_taken_by_one_of_them() -> None:
+    held = Resources(1, 1, 1000)
+    busy = [node("n1", NODE - held), node("n2", NODE - held)]
+    holding = (running("8", "n1", held), running("9", "n2", held))
+    by_one, by_two = (
+        indifferent(0.3).decide(state(job("1", partitions=names), nodes=busy, partitions=BOTH, running=holding))
+        for names in (("pa",), ("pa", "pb"))
+    )
+    assert by_one[0].placement is None
+    assert by_two[0].placement is not None
+
+
 def test_a_choice_that_the_guard_refuses_is_not_made_and_the_next_is_tried() -> None:
     """Job 2 is not ours, comes first, and will need all of n1 when job 9 ends; n2 is of no use to it."""
     first = foreign("2", NODE, priority=5000, time_limit_s=600)

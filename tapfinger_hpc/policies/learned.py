@@ -115,6 +115,9 @@ class _Decoding:
         probability, waiting = np.exp(log_options), np.exp(log_waiting)
         best = _best_of_rows(probability, options.row_of, len(waiting))
         self._remember(options, probability, waiting)
+        # Where several agents could take a job as well as each other, none is sure that it is the one to do it: what
+        # counts is whether any of them would.
+        wanted = np.bincount(options.values, weights=probability)  # [job]
         wishes = [
             Claim(
                 Pick(int(options.partitions[agent]), int(options.values[option])),
@@ -123,7 +126,7 @@ class _Decoding:
                 0.0,
             )
             for agent, option in enumerate(best)
-            if waiting[agent] < 0.5
+            if waiting[agent] < 0.5 or wanted[options.values[option]] > 0.5
         ]
         if not wishes:
             wishes = self._better_than_idling(options, probability, waiting)
