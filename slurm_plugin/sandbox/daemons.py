@@ -113,7 +113,11 @@ class Daemons:
     def _start_database(self) -> None:
         layout = self._layout
         layout.database.mkdir(mode=0o755)
-        shutil.chown(layout.database, "mysql", "mysql")
+        layout.database_scratch.mkdir(mode=0o700)
+        for folder in (layout.database, layout.database_scratch):
+            shutil.chown(folder, "mysql", "mysql")
+        # In /tmp, two databases that are made at once take each other's files.
+        scratch = f"--tmpdir={layout.database_scratch}"
         install = [
             program("mariadb-install-db"),
             "--no-defaults",
@@ -122,6 +126,7 @@ class Daemons:
             "--skip-test-db",
             "--force",  # also where the machine's name cannot be looked up; no grant is made for it
             "--auth-root-authentication-method=socket",
+            scratch,
             *_UNSAFE_BUT_FAST,
         ]
         processes.run(install, directory=layout.directory, environment=self._environment)
@@ -139,6 +144,7 @@ class Daemons:
             "--skip-networking",
             "--innodb-buffer-pool-size=64M",
             "--innodb-lock-wait-timeout=900",
+            scratch,
             *_UNSAFE_BUT_FAST,
         ]
         self._start("mariadb", arguments)

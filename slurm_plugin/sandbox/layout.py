@@ -66,6 +66,11 @@ class Layout:
         return self.directory / "mysql"
 
     @property
+    def database_scratch(self) -> Path:
+        """MariaDB's own temporary files."""
+        return self.directory / "mysql-tmp"
+
+    @property
     def database_socket(self) -> Path:
         return self.database / "mysql.sock"
 
