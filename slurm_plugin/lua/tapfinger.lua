@@ -84,7 +84,8 @@ if site and given_text(site.wake_socket) then
 end
 
 -- Tells submissions apart in AdminComment: differs between two loads of this file, and counts within one.
-local salt = tostring({}):match("0x(%x+)") or "0"
+-- An address alone may come again; the processor time that slurmctld has used does not.
+local salt = ("%s.%x"):format(tostring({}):match("0x(%x+)") or "0", math.floor(os.clock() * 1e6) % 2 ^ 31)
 local tickets = 0
 
 
