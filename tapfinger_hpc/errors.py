@@ -35,3 +35,7 @@ class ServerError(TapfingerError):
 
 class SandboxError(TapfingerError):
     """The throw-away Slurm cluster could not be started or stopped."""
+
+
+class ScenarioError(TapfingerError):
+    """A scenario that is not known, or whose data cannot be read."""
