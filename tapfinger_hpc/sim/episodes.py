@@ -47,7 +47,7 @@ class CompiledPlayer:
 
     def play_slot(self, frame: Frame, truth: Truth, envs: np.ndarray) -> int:
         out = np.zeros((frame.waiting.shape[1], 6), np.int64)
-        for env in envs:
+        for env in envs.tolist():
             count = self._decide(frame, env, self._parameters, out)
             place_all(frame, truth, env, out, count)
         return len(envs)
@@ -123,12 +123,12 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
         made = player.play_slot(frame, truth, envs)
         seconds[envs] += (time.perf_counter() - started) / len(envs)
         decisions[envs] += max(1, made // len(envs))
-        for env in envs:
+        for env in envs.tolist():
             nodes = frame.nodes[env]
             used[env].append((frame.capacity[env, :nodes, :2] - frame.free[env, :nodes, :2]).sum(axis=0))
             present[env].append((int(frame.waiting_count[env]), int(frame.running_count[env])))
             core.advance(frame, truth, env)
-        envs = envs[[not core.over(truth, env) for env in envs]]
+        envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
         if not len(envs):
             break
     else:

@@ -146,20 +146,6 @@ def scenario(name: str, table: Path | None = None) -> Scenario:
 def random_scenario(source: np.random.Generator, *, tasks: int | None = None) -> Scenario:
     """Another cluster, load and set of speed curves each time: 2 to 24 agents, load 0.4 to 1.1."""
     agents = int(source.choice((2, 3, 3, 4, 5, 6, 6, 8, 10, 12, 16, 20, 24)))
-    sizes = (
-        (4, 4),
-        (8, 8),
-        (12, 12),
-        (16, 16),
-        (24, 24),
-        (32, 32),
-        (16, 4),
-        (16, 8),
-        (32, 8),
-        (32, 16),
-        (48, 8),
-        (64, 8),
-    )
     if source.random() < 0.4:
         capacities = (_SIZES[source.integers(len(_SIZES))],) * agents
     elif source.random() < 0.5:
