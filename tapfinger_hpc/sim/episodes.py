@@ -68,6 +68,7 @@ class Episode:
     """Time that the policy took for all its decisions."""
     used: np.ndarray  # int64 [slot, 2] CPUs and GPUs held while the slot passed
     present: np.ndarray  # int64 [slot, 2] tasks waiting and running then
+    changes: np.ndarray  # int64 [change, 5] task, slot, node, CPUs, GPUs: every placement, and every change thereafter
 
     @property
     def completion_times(self) -> np.ndarray:
@@ -116,6 +117,7 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
     count = len(workloads)
     used: list[list[np.ndarray]] = [[] for _ in range(count)]
     present: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    changes: list[list[np.ndarray]] = [[] for _ in range(count)]
     decisions, seconds = np.zeros(count, np.int64), np.zeros(count)
     envs = np.arange(count)
     for _ in range(MAX_SLOTS):
@@ -126,6 +128,7 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
         for env in envs.tolist():
             nodes = frame.nodes[env]
             used[env].append((frame.capacity[env, :nodes, :2] - frame.free[env, :nodes, :2]).sum(axis=0))
+            changes[env].append(_changes(frame, truth, env))
             present[env].append((int(frame.waiting_count[env]), int(frame.running_count[env])))
             core.advance(frame, truth, env)
         envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
@@ -145,6 +148,15 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
             decision_s=float(seconds[env]),
             used=np.array(used[env]),
             present=np.array(present[env]),
+            changes=np.concatenate(changes[env]),
         )
         for env, workload in enumerate(workloads)
     ]
+
+
+def _changes(frame: Frame, truth: Truth, env: int) -> np.ndarray:
+    """int64 [change, 5] what was placed or given other amounts in this slot; of several times the last."""
+    running = frame.running[env, : frame.running_count[env]]
+    jobs = running[truth.since[env, running] == frame.now[env]]
+    slot = np.full(len(jobs), frame.now[env], np.int64)
+    return np.column_stack((jobs, slot, frame.node[env, jobs], frame.amounts[env, jobs, :2]))

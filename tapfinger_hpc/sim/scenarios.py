@@ -7,7 +7,7 @@ the quantities. A workload is drawn once, from the scenario and a seed, so that 
 import csv
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -158,6 +158,22 @@ def random_scenario(source: np.random.Generator, *, tasks: int | None = None) ->
     tasks = tasks or int(min(384, max(96, 64 * agents)))
     trial = Scenario("random", capacities, 1.0, tasks, kinds)
     return Scenario("random", capacities, load / trial.load, tasks, kinds)
+
+
+def workload(name: str, seed: int, *, table: Path | None = None, load: float | None = None) -> Workload:
+    """The workload of this seed in the scenario of this name; of ``random``, each seed has a cluster of its own.
+
+    Args:
+        table: as for ``scenario``.
+        load: scales the rate of arrivals so that the scenario's load is this.
+    """
+    if name == "random":
+        chosen = random_scenario(np.random.default_rng((seed, zlib.crc32(b"cluster"))))
+    else:
+        chosen = scenario(name, table)
+    if load is not None:
+        chosen = replace(chosen, arrivals=chosen.arrivals * load / chosen.load)
+    return draw(chosen, seed)
 
 
 def _random_type(source: np.random.Generator, name: str, capacities: tuple[tuple[int, int], ...]) -> TaskType:
