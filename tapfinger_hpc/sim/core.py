@@ -10,11 +10,18 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from tapfinger_hpc.errors import ScenarioError
 from tapfinger_hpc.frame import DONE, FUTURE, RUNNING, WAITING, Frame, allocate
 from tapfinger_hpc.sim import scenarios
 from tapfinger_hpc.sim.scenarios import Workload
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+lean = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+"""For functions that allocate nothing and return numbers alone: without counting references. To count those to the
+fifty arrays of a frame and its truth at every call took nine tenths of a step's time."""
+WAIT = -1
+"""The place in the window that stands for taking no task."""
+threaded = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
 
 class Truth(NamedTuple):
@@ -35,6 +42,15 @@ class Truth(NamedTuple):
     queue_first: np.ndarray  # int64 [B, P]
     queue_last: np.ndarray  # int64 [B, P]
     queued: np.ndarray  # int64 [B, P] how many of them still wait
+    # What could be worked out from the above, kept so that a step need not.
+    places: np.ndarray  # int64 [B] of each window
+    minimum: np.ndarray  # int64 [B, K, 3] amounts below which a task cannot run
+    lasts: np.ndarray  # float64 [B, K, C, G] slots from placement to completion; infinite where a task cannot run
+    windowed: np.ndarray  # int64 [B, P] tasks in each window
+    held: np.ndarray  # int64 [B, P] running tasks of each agent
+    next_end: np.ndarray  # float64 [B] no running task ends before
+    choice: np.ndarray  # int64 [B, P] room for ``step``: the task that each agent goes for
+    claim: np.ndarray  # float64 [B, P] room for ``step``: the agent's claim to it
 
 
 def environments(workloads: list[Workload]) -> tuple[Frame, Truth]:
@@ -65,6 +81,14 @@ def environments(workloads: list[Workload]) -> tuple[Frame, Truth]:
         queue_first=np.zeros((batch, agents), np.int64),
         queue_last=np.zeros((batch, agents), np.int64),
         queued=np.zeros((batch, agents), np.int64),
+        places=np.zeros(batch, np.int64),
+        minimum=np.zeros((batch, kinds, 3), np.int64),
+        lasts=np.full((batch, kinds, cpus, gpus), np.inf),
+        windowed=np.zeros((batch, agents), np.int64),
+        held=np.zeros((batch, agents), np.int64),
+        next_end=np.full(batch, np.inf),
+        choice=np.full((batch, agents), -1, np.int64),
+        claim=np.zeros((batch, agents)),
     )
     for env, workload in enumerate(workloads):
         load(frame, truth, env, workload)
@@ -72,81 +96,125 @@ def environments(workloads: list[Workload]) -> tuple[Frame, Truth]:
 
 
 def load(frame: Frame, truth: Truth, env: int, workload: Workload) -> None:
-    """Sets one environment to the start of a workload. Its sizes must not be above those of the arrays."""
+    """Sets one environment to the start of a workload, whatever it held before.
+
+    Raises:
+        ScenarioError: the workload needs more room than the arrays have.
+    """
     scenario, count = workload.scenario, len(workload.arrival)
     agents, kinds = scenario.agents, len(scenario.types)
+    _check_room(frame, truth, workload)
+    _clear(frame, truth, env)
     frame.partitions[env] = frame.nodes[env] = agents
-    frame.member[env] = np.eye(*frame.member.shape[1:]) > 0
-    frame.member[env, agents:] = False
+    frame.member[env, :agents, :agents] = np.eye(agents, dtype=np.bool_)
     frame.capacity[env, :agents, :2] = scenario.capacities
-    frame.available[env] = np.arange(frame.available.shape[1]) < agents
+    frame.available[env, :agents] = True
     frame.slot[env] = 1.0
     frame.kinds[env] = kinds
+    truth.places[env] = scenario.window
     for number, kind in enumerate(scenario.types):
         menu = kind.menu
         frame.choices[env, number] = len(menu)
-        frame.menu[env, number] = 0
         frame.menu[env, number, : len(menu), :2] = menu
-        frame.seconds[env, number] = np.inf
         frame.seconds[env, number, : len(menu)] = kind.slots[menu[:, 0], menu[:, 1]]
         cpus, gpus = kind.rate.shape
-        truth.rate[env, number] = 0.0
         truth.rate[env, number, :cpus, :gpus] = kind.rate
+        truth.lasts[env, number, :cpus, :gpus] = kind.slots
         truth.curved[env, number] = kind.curved
-    frame.log_std[env] = 0.0
+        truth.minimum[env, number, :2] = kind.minimum
     frame.kind[env, :count] = workload.type
     frame.arrival[env, :count] = workload.arrival
-    frame.reach[env] = False
     frame.reach[env, :count, :agents] = workload.reachable
     truth.jobs[env] = count
     truth.switch_weight[env] = scenario.switch_weight
     restart(frame, truth, env)
 
 
-@compiled
+def _check_room(frame: Frame, truth: Truth, workload: Workload) -> None:
+    scenario = workload.scenario
+    rates = [kind.rate.shape for kind in scenario.types]
+    for what, needed, room in (
+        ("agents", scenario.agents, frame.member.shape[1]),
+        ("types", len(rates), truth.rate.shape[1]),
+        ("amounts on a menu", max(len(kind.menu) for kind in scenario.types), frame.menu.shape[2]),
+        ("CPUs of a task", max(cpus for cpus, _ in rates) - 1, truth.rate.shape[2] - 1),
+        ("GPUs of a task", max(gpus for _, gpus in rates) - 1, truth.rate.shape[3] - 1),
+        ("places of a window", scenario.window, truth.window.shape[2]),
+        ("tasks", len(workload.arrival), frame.kind.shape[1]),
+    ):
+        if needed > room:
+            raise ScenarioError(
+                f"loading a workload of scenario {scenario.name!r}: {needed} {what}, but the environments were made "
+                f"for {room}; make them with a workload of the greatest size among the first ones"
+            )
+
+
+def _clear(frame: Frame, truth: Truth, env: int) -> None:
+    """What a shorter workload or a smaller scenario would leave of the one before."""
+    for array in (frame.member, frame.capacity, frame.available, frame.choices, frame.menu, frame.log_std):
+        array[env] = 0
+    for array in (frame.kind, frame.arrival, frame.reach, truth.rate, truth.curved, truth.minimum):
+        array[env] = 0
+    frame.seconds[env] = np.inf
+    truth.lasts[env] = np.inf
+
+
+@lean
 def restart(frame: Frame, truth: Truth, env: int) -> None:
     """Begins the episode of one environment anew, with the workload that it has."""
     frame.now[env] = 0.0
-    frame.free[env] = frame.capacity[env]
+    for node in range(frame.capacity.shape[1]):
+        for resource in range(3):
+            frame.free[env, node, resource] = frame.capacity[env, node, resource]
     frame.status[env] = FUTURE
     frame.seen[env] = False
     frame.node[env] = -1
     frame.partition[env] = -1
     frame.amounts[env] = 0
+    frame.start[env] = 0.0
+    frame.expected_end[env] = 0.0
     frame.waiting_count[env] = 0
     frame.running_count[env] = 0
     truth.next[env] = 0
     truth.finished[env] = 0
     truth.progress[env] = 0.0
+    truth.since[env] = 0.0
     truth.switched[env] = False
+    truth.end[env] = 0.0
     truth.window[env] = -1
     truth.queue_first[env] = 0
     truth.queue_last[env] = 0
     truth.queued[env] = 0
+    truth.windowed[env] = 0
+    truth.held[env] = 0
+    truth.next_end[env] = np.inf
     _arrive(frame, truth, env)
 
 
-@compiled
+@lean
 def over(truth: Truth, env: int) -> bool:
     """Whether every task of the episode has arrived and ended."""
     return truth.finished[env] == truth.jobs[env]
 
 
-@compiled
+@lean
 def fits(frame: Frame, env: int, job: int, partition: int, node: int, cpus: int, gpus: int, mem_mb: int) -> bool:
-    """Whether the agent may start the task on the node with these amounts now."""
+    """Whether the agent may start the task on the node with these amounts now. Numbers that name nothing do not fit."""
     return (
-        frame.status[env, job] == WAITING
+        0 <= job < frame.status.shape[1]
+        and 0 <= partition < frame.partitions[env]
+        and 0 <= node < frame.nodes[env]
+        and frame.status[env, job] == WAITING
         and frame.seen[env, job, partition]
         and frame.member[env, partition, node]
         and frame.available[env, node]
-        and cpus <= frame.free[env, node, 0]
-        and gpus <= frame.free[env, node, 1]
-        and mem_mb <= frame.free[env, node, 2]
+        and 0 <= cpus <= frame.free[env, node, 0]
+        and 0 <= gpus <= frame.free[env, node, 1]
+        and 0 <= mem_mb <= frame.free[env, node, 2]
     )
 
 
-@compiled
+@lean
 def place(
     frame: Frame, truth: Truth, env: int, job: int, partition: int, node: int, cpus: int, gpus: int, mem_mb: int
 ) -> bool:
@@ -158,6 +226,8 @@ def place(
         return False
     now = frame.now[env]
     _take_from_waiting(frame, truth, env, job)
+    truth.held[env, partition] += 1
+    truth.next_end[env] = min(truth.next_end[env], now + lasts)
     frame.status[env, job] = RUNNING
     frame.node[env, job] = node
     frame.partition[env, job] = partition
@@ -175,11 +245,16 @@ def place(
     return True
 
 
-@compiled
+@lean
 def reallocate(frame: Frame, truth: Truth, env: int, job: int, node: int, cpus: int, gpus: int) -> bool:
     """Gives a running task other amounts, maybe on another node, or none at all (then it stands still but stays
-    running); False where they are not free. It makes less progress in this slot, by the switch weight.
+    running); False, and nothing changes, where they are not free or it does not run. It makes less progress in this
+    slot, by the switch weight.
     """
+    if not (0 <= job < frame.status.shape[1] and frame.status[env, job] == RUNNING):
+        return False
+    if not (0 <= node < frame.nodes[env] and frame.available[env, node] and cpus >= 0 and gpus >= 0):
+        return False
     old = frame.node[env, job]
     amounts = frame.amounts[env, job]
     if node == old and cpus == amounts[0] and gpus == amounts[1]:
@@ -201,17 +276,18 @@ def reallocate(frame: Frame, truth: Truth, env: int, job: int, node: int, cpus: 
     truth.switched[env, job] = now > frame.start[env, job]
     lasts = _lasts(frame, truth, env, job, cpus, gpus, truth.progress[env, job], truth.switched[env, job])
     truth.end[env, job] = now + lasts
+    truth.next_end[env] = min(truth.next_end[env], now + lasts)
     frame.expected_end[env, job] = now + lasts
     return True
 
 
-@compiled
+@lean
 def progress_of(frame: Frame, truth: Truth, env: int, job: int) -> float:
     """Progress of a running task now, from 0 to 1."""
     return _progress(frame, truth, env, job)
 
 
-@compiled
+@lean
 def advance(frame: Frame, truth: Truth, env: int) -> float:
     """Lets a slot pass (or, in event time, goes to the next event). Returns the time that passed times the tasks that
     were in the system: summed over an episode that is the sum of completion times.
@@ -235,7 +311,155 @@ def advance(frame: Frame, truth: Truth, env: int) -> float:
     return tasks * (frame.now[env] - before)
 
 
-@compiled
+@lean
+def step(frame: Frame, truth: Truth, env: int, actions: np.ndarray, rewards: np.ndarray) -> int:
+    """A sub-step: all agents of one environment act together; where none of them places a task, a slot passes.
+
+    An action that cannot be carried out is none. Where several agents go for the same task, the one with most room has
+    it, by the paper's prior: the greatest of its free amounts over the task's minimum, taken of the scarcest resource;
+    the first of equals. The others do nothing.
+
+    Args:
+        actions: int64 [B, P, 4] place in the agent's window or WAIT, CPUs, GPUs, MiB. Of the agent's nodes it is the
+            first with room for them.
+        rewards: float64 [B, P], written: 0 where tasks were placed, else minus the agent's tasks (running on its
+            partition, in its window and its queue) while the slot passed.
+
+    Returns:
+        How many tasks were placed.
+    """
+    agents = frame.partitions[env]
+    wanted = 0
+    for agent in range(agents):
+        rewards[env, agent] = 0.0
+        wanted += _choose(frame, truth, env, agent, actions)
+    placed = 0
+    if wanted:
+        for agent in range(agents):
+            if truth.choice[env, agent] >= 0 and _wins(truth, env, agent, agents):
+                placed += _carry_out(frame, truth, env, agent, actions)
+    if placed == 0:
+        for agent in range(agents):
+            tasks = truth.held[env, agent] + truth.windowed[env, agent] + truth.queued[env, agent]
+            rewards[env, agent] = -float(tasks)
+        advance(frame, truth, env)
+    return placed
+
+
+@lean
+def step_all(
+    frame: Frame,
+    truth: Truth,
+    actions: np.ndarray,
+    again: bool,
+    rewards: np.ndarray,
+    placed: np.ndarray,
+    ended: np.ndarray,
+) -> None:
+    """A sub-step of every environment, on one thread. Arrays and meaning as for ``step``.
+
+    Args:
+        again: whether an environment whose episode ends here begins anew at once (with the same tasks); if not, one
+            that is over stays as it is.
+        rewards: float64 [B, P], written.
+        placed: int64 [B], written: how many tasks were placed; where 0, a slot has passed.
+        ended: bool [B], written: whether the episode is over.
+    """
+    for env in range(len(placed)):
+        _step_one(frame, truth, env, actions, again, rewards, placed, ended)
+
+
+@threaded
+def step_all_threaded(
+    frame: Frame,
+    truth: Truth,
+    actions: np.ndarray,
+    again: bool,
+    rewards: np.ndarray,
+    placed: np.ndarray,
+    ended: np.ndarray,
+) -> None:
+    """``step_all`` on as many threads as ``numba.set_num_threads`` says. Not in a process that forks afterwards."""
+    for env in numba.prange(len(placed)):
+        _step_one(frame, truth, env, actions, again, rewards, placed, ended)
+
+
+@lean
+def _step_one(
+    frame: Frame,
+    truth: Truth,
+    env: int,
+    actions: np.ndarray,
+    again: bool,
+    rewards: np.ndarray,
+    placed: np.ndarray,
+    ended: np.ndarray,
+) -> None:
+    if over(truth, env):
+        rewards[env] = 0.0
+        placed[env] = 0
+        ended[env] = True
+        return
+    placed[env] = step(frame, truth, env, actions, rewards)
+    ended[env] = over(truth, env)
+    if again and ended[env]:
+        restart(frame, truth, env)
+
+
+@lean
+def _choose(frame: Frame, truth: Truth, env: int, agent: int, actions: np.ndarray) -> bool:
+    """Notes the task that the agent goes for, and its claim to it; whether there is one."""
+    truth.choice[env, agent] = -1
+    place_ = actions[env, agent, 0]
+    if not 0 <= place_ < truth.places[env]:
+        return False
+    job = truth.window[env, agent, place_]
+    if job < 0:
+        return False
+    cpus, gpus = actions[env, agent, 1], actions[env, agent, 2]
+    if _rate(truth, env, frame.kind[env, job], cpus, gpus) <= 0.0:
+        return False
+    node = _node_with_room(frame, env, job, agent, cpus, gpus, actions[env, agent, 3])
+    if node < 0:
+        return False
+    truth.choice[env, agent] = job
+    claim = np.inf
+    for resource in range(3):
+        least = truth.minimum[env, frame.kind[env, job], resource]
+        if least > 0:
+            claim = min(claim, frame.free[env, node, resource] / least)
+    truth.claim[env, agent] = claim
+    return True
+
+
+@lean
+def _node_with_room(frame: Frame, env: int, job: int, agent: int, cpus: int, gpus: int, mem_mb: int) -> int:
+    for node in range(frame.nodes[env]):
+        if frame.member[env, agent, node] and fits(frame, env, job, agent, node, cpus, gpus, mem_mb):
+            return node
+    return -1
+
+
+@lean
+def _wins(truth: Truth, env: int, agent: int, agents: int) -> bool:
+    """Whether no other agent has a better claim to the task that this one goes for."""
+    for other in range(agents):
+        if other != agent and truth.choice[env, other] == truth.choice[env, agent]:
+            claim, rival = truth.claim[env, agent], truth.claim[env, other]
+            if rival > claim or (rival == claim and other < agent):
+                return False
+    return True
+
+
+@lean
+def _carry_out(frame: Frame, truth: Truth, env: int, agent: int, actions: np.ndarray) -> bool:
+    job = truth.choice[env, agent]
+    cpus, gpus, mem_mb = actions[env, agent, 1], actions[env, agent, 2], actions[env, agent, 3]
+    node = _node_with_room(frame, env, job, agent, cpus, gpus, mem_mb)
+    return node >= 0 and place(frame, truth, env, job, agent, node, cpus, gpus, mem_mb)
+
+
+@lean
 def mean_completion_time(frame: Frame, truth: Truth, env: int) -> float:
     """Over the tasks that have ended."""
     total, count = 0.0, 0
@@ -246,14 +470,14 @@ def mean_completion_time(frame: Frame, truth: Truth, env: int) -> float:
     return total / count if count else np.nan
 
 
-@compiled
+@lean
 def _rate(truth: Truth, env: int, kind: int, cpus: int, gpus: int) -> float:
     if cpus < 0 or gpus < 0 or cpus >= truth.rate.shape[2] or gpus >= truth.rate.shape[3]:
         return 0.0
     return truth.rate[env, kind, cpus, gpus]
 
 
-@compiled
+@lean
 def _lasts(
     frame: Frame, truth: Truth, env: int, job: int, cpus: int, gpus: int, progress: float, switched: bool
 ) -> float:
@@ -264,6 +488,8 @@ def _lasts(
         return np.inf
     if frame.slot[env] == 0.0:
         return (1.0 - progress) / rate
+    if progress == 0.0 and not switched:
+        return truth.lasts[env, kind, cpus, gpus] * frame.slot[env]
     slots = 0
     while progress < scenarios.DONE:
         step = rate * np.sqrt(max(0.0, 1.2 - progress)) if truth.curved[env, kind] else rate
@@ -274,7 +500,7 @@ def _lasts(
     return slots * frame.slot[env]
 
 
-@compiled
+@lean
 def _progress(frame: Frame, truth: Truth, env: int, job: int) -> float:
     kind = frame.kind[env, job]
     rate = _rate(truth, env, kind, frame.amounts[env, job, 0], frame.amounts[env, job, 1])
@@ -290,26 +516,32 @@ def _progress(frame: Frame, truth: Truth, env: int, job: int) -> float:
     return progress
 
 
-@compiled
+@lean
 def _end(frame: Frame, truth: Truth, env: int) -> None:
-    kept = 0
+    now = frame.now[env]
+    if truth.next_end[env] > now:
+        return
+    kept, following = 0, np.inf
     for position in range(frame.running_count[env]):
         job = frame.running[env, position]
-        if truth.end[env, job] <= frame.now[env]:
+        end = truth.end[env, job]
+        if end <= now:
             for resource in range(3):
                 frame.free[env, frame.node[env, job], resource] += frame.amounts[env, job, resource]
             frame.status[env, job] = DONE
+            truth.held[env, frame.partition[env, job]] -= 1
             truth.finished[env] += 1
         else:
+            following = min(following, end)
             frame.running[env, kept] = job
             kept += 1
     frame.running_count[env] = kept
+    truth.next_end[env] = following
 
 
-@compiled
+@lean
 def _arrive(frame: Frame, truth: Truth, env: int) -> None:
     """Tasks that are due enter the lowest empty place of every window that they can reach, else the queue behind it."""
-    places = truth.window.shape[2]
     while truth.next[env] < truth.jobs[env] and frame.arrival[env, truth.next[env]] <= frame.now[env]:
         job = truth.next[env]
         truth.next[env] += 1
@@ -319,52 +551,57 @@ def _arrive(frame: Frame, truth: Truth, env: int) -> None:
         for agent in range(frame.partitions[env]):
             if not frame.reach[env, job, agent]:
                 continue
-            entered = False
-            for place_ in range(places):
-                if truth.window[env, agent, place_] < 0:
-                    truth.window[env, agent, place_] = job
-                    frame.seen[env, job, agent] = True
-                    entered = True
-                    break
-            if not entered:
+            if truth.windowed[env, agent] < truth.places[env]:
+                _enter(frame, truth, env, agent, job, 0)
+            else:
                 truth.queue[env, agent, truth.queue_last[env, agent]] = job
                 truth.queue_last[env, agent] += 1
                 truth.queued[env, agent] += 1
 
 
-@compiled
+@lean
+def _enter(frame: Frame, truth: Truth, env: int, agent: int, job: int, place_: int) -> int:
+    """Puts the task into the lowest empty place from this one on (there is one); returns which."""
+    while truth.window[env, agent, place_] >= 0:
+        place_ += 1
+    truth.window[env, agent, place_] = job
+    truth.windowed[env, agent] += 1
+    frame.seen[env, job, agent] = True
+    return place_
+
+
+@lean
 def _refill(frame: Frame, truth: Truth, env: int) -> None:
     """Empty places of each window take the head of the queue behind it."""
     for agent in range(frame.partitions[env]):
-        if truth.queued[env, agent] == 0:
-            continue
-        for place_ in range(truth.window.shape[2]):
-            if truth.window[env, agent, place_] >= 0:
-                continue
-            while truth.queue_first[env, agent] < truth.queue_last[env, agent]:
-                job = truth.queue[env, agent, truth.queue_first[env, agent]]
-                truth.queue_first[env, agent] += 1
-                if frame.status[env, job] == WAITING:
-                    truth.window[env, agent, place_] = job
-                    frame.seen[env, job, agent] = True
-                    truth.queued[env, agent] -= 1
-                    break
+        place_ = 0
+        while truth.queued[env, agent] > 0 and truth.windowed[env, agent] < truth.places[env]:
+            job = truth.queue[env, agent, truth.queue_first[env, agent]]
+            truth.queue_first[env, agent] += 1
+            if frame.status[env, job] == WAITING:
+                place_ = _enter(frame, truth, env, agent, job, place_)
+                truth.queued[env, agent] -= 1
 
 
-@compiled
+@lean
 def _take_from_waiting(frame: Frame, truth: Truth, env: int, job: int) -> None:
-    count = frame.waiting_count[env]
-    position = 0
-    while frame.waiting[env, position] != job:
-        position += 1
-    for later in range(position + 1, count):
+    position, after = 0, frame.waiting_count[env]
+    while position < after:  # they stand in the order of their numbers, which is that of their arrival
+        middle = (position + after) // 2
+        if frame.waiting[env, middle] < job:
+            position = middle + 1
+        else:
+            after = middle
+    for later in range(position + 1, frame.waiting_count[env]):
         frame.waiting[env, later - 1] = frame.waiting[env, later]
-    frame.waiting_count[env] = count - 1
+    frame.waiting_count[env] -= 1
     for agent in range(frame.partitions[env]):
         if frame.seen[env, job, agent]:
             frame.seen[env, job, agent] = False
-            for place_ in range(truth.window.shape[2]):
-                if truth.window[env, agent, place_] == job:
-                    truth.window[env, agent, place_] = -1
+            place_ = 0
+            while truth.window[env, agent, place_] != job:
+                place_ += 1
+            truth.window[env, agent, place_] = -1
+            truth.windowed[env, agent] -= 1
         elif frame.reach[env, job, agent]:
             truth.queued[env, agent] -= 1
