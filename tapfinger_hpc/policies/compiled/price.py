@@ -1,0 +1,627 @@
+"""The price heuristic, compiled: every waiting job takes the start, node and amounts that cost least in all.
+
+With B jobs wanting a node, a job that holds a share x of it for T seconds delays each of them by about x T: so amounts
+cost T (1 + pressure x), and starting later costs the waiting. Jobs are settled one after the other, cheapest, oldest
+and least movable first, against a calendar of expected releases; one that had better wait keeps its place in it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.sim.core import compiled
+
+
+class Prices(NamedTuple):
+    """The constants of the heuristic."""
+
+    base: float = 0.6
+    """Pressure on a node that is idle and for which nothing waits."""
+    backlog: float = 1.3
+    """Pressure of one waiting job per node; a job that can use n nodes counts 1/n on each."""
+    load: float = 0.3
+    """Pressure of one running job per node: where many run, more will come before this one ends."""
+    local: float = 0.3
+    """How much of both is the node's own; the rest is the mean over all nodes that the job can use."""
+    cpu: float = 0.4
+    mem: float = 0.1
+    """Weight of a share of a node's CPUs and memory, where a share of its GPUs weighs 1."""
+    adapt: float = 0.5
+    """How much more a resource weighs the more of it is held and wanted in the cluster: its share to this power."""
+    scarcest: float = 0.3
+    """How much of a job's share is that of its scarcest resource alone; the rest is the weighted sum."""
+    size: float = 0.7
+    """1: a share is one of the node's own capacity; 0: of the mean node's. Between: a weighted geometric mean."""
+    age: float = 0.1
+    """How fast a waiting job moves ahead: its cost is divided by 1 + age x (time waited / cost)."""
+    reach: float = 0.3
+    """How far a job moves ahead that can use only one node; 1/n of it with n nodes."""
+    length: float = 1.0
+    """Power of its cost by which a job is served later: 0 serves by age and reach alone."""
+    patience: float = 1.1
+    """What a second of waiting for running jobs to end is thought to cost."""
+    margin: float = 0.03
+    """Share of its cost by which waiting must be cheaper."""
+    packing: float = 0.05
+    """How far nodes that are left full are preferred."""
+    reserve: float = 1.0
+    """Share of its amounts that a job that had better wait keeps others from."""
+    room: float = 0.2
+    """What it costs to leave a newcomer of a kind that is about with less: by how much later it would end there."""
+
+    retries: float = 0.0
+    """How many times more the plan is made, each time with the job first that paid most above its ideal; the cheapest
+    plan counts."""
+
+    def array(self) -> np.ndarray:
+        """As ``decide`` reads them."""
+        return np.array(self, dtype=np.float64)
+
+
+def _at(name: str) -> int:
+    return Prices._fields.index(name)
+
+
+BASE, BACKLOG, LOAD, LOCAL = _at("base"), _at("backlog"), _at("load"), _at("local")
+CPU, MEM, ADAPT, SCARCEST, SIZE = _at("cpu"), _at("mem"), _at("adapt"), _at("scarcest"), _at("size")
+AGE, REACH, LENGTH = _at("age"), _at("reach"), _at("length")
+PATIENCE, MARGIN, PACKING, RESERVE, ROOM = (_at(n) for n in ("patience", "margin", "packing", "reserve", "room"))
+RETRIES = _at("retries")
+
+DEFAULT = Prices().array()
+RESERVATIONS = 64
+"""Jobs that may keep room; those after them take what is left and keep nothing."""
+KINDS = 6
+"""Kinds of which newcomers are thought of: the commonest among the jobs present."""
+
+
+class Calendar(NamedTuple):
+    """When amounts are expected to come free on each node: linked lists of changes, in order of time from now."""
+
+    first: np.ndarray  # int64 [node] -1 where nothing changes
+    next: np.ndarray  # int64 [change]
+    time: np.ndarray  # float64 [change]
+    change: np.ndarray  # int64 [change, 3]
+    kept: np.ndarray  # int64 [node] how many jobs keep room on it
+    used: np.ndarray  # int64 [1]
+
+
+class Market(NamedTuple):
+    """What is worked out once for all jobs of a decision."""
+
+    share: np.ndarray  # float64 [node, 3] what a unit of each resource weighs there, as a share
+    members: np.ndarray  # int64 [partition, node] its nodes
+    size: np.ndarray  # int64 [partition]
+    queue: np.ndarray  # float64 [node] waiting jobs per node
+    running: np.ndarray  # float64 [node]
+    common: np.ndarray  # int64 [KINDS] commonest kinds
+    often: np.ndarray  # float64 [KINDS] their shares of the jobs present
+    newcomer: np.ndarray  # float64 [node, KINDS] when one would end there as things stand; below 0 where not worked out
+
+
+@compiled
+def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> int:
+    """Placements as rows of job, partition, node, CPUs, GPUs, MiB. Deterministic; leaves the frame as it is."""
+    count = frame.waiting_count[env]
+    if count == 0 or not _room_for_any(frame, env):
+        return 0
+    market = _market(frame, env, parameters)
+    nodes = np.zeros(frame.nodes[env], np.int64)
+    order, ideal = _order(frame, env, parameters, market, nodes)
+    rows = np.zeros((len(order), 6), np.int64)
+    blame = np.zeros(count)
+    least = np.inf
+    placed = 0
+    for attempt in range(1 + int(parameters[RETRIES])):
+        cost, made = _plan(frame, env, order, ideal, parameters, market, nodes, rows, blame)
+        if cost < least - 1e-9:
+            least, placed = cost, made
+            out[:made] = rows[:made]
+        if attempt < parameters[RETRIES] and not _promote(order, blame):
+            break
+    return placed
+
+
+@compiled
+def _plan(
+    frame: Frame,
+    env: int,
+    order: np.ndarray,
+    ideal: np.ndarray,
+    parameters: np.ndarray,
+    market: Market,
+    nodes: np.ndarray,
+    rows: np.ndarray,
+    blame: np.ndarray,
+) -> tuple[float, int]:
+    """Settles the jobs in this order: what all cost together, and how many start now (the first of ``rows``)."""
+    calendar = _calendar(frame, env)
+    free = frame.free[env].copy()
+    _count_running(frame, env, market)
+    left = np.zeros(3, np.int64)
+    placed, kept = 0, 0
+    total = 0.0
+    for position in order:
+        job = frame.waiting[env, position]
+        row = rows[placed]
+        start, lasts, cost = _settle(frame, env, job, parameters, market, calendar, free, nodes, left, row)
+        if start < 0.0:
+            blame[position] = 0.0
+            total += 1e6
+            continue
+        blame[position] = cost - ideal[position]
+        total += cost
+        node = row[2]
+        market.newcomer[node] = -1.0
+        if start == 0.0:
+            for resource in range(3):
+                free[node, resource] -= row[3 + resource]
+            _enter(calendar, node, lasts, row[3], row[4], row[5])
+            market.running[node] += 1.0
+            placed += 1
+        elif kept < RESERVATIONS and parameters[RESERVE] > 0.0:
+            share = parameters[RESERVE]
+            cpus, gpus, mem = round(row[3] * share), round(row[4] * share), round(row[5] * share)
+            _enter(calendar, node, start, -cpus, -gpus, -mem)
+            _enter(calendar, node, start + lasts, cpus, gpus, mem)
+            calendar.kept[node] += 1
+            kept += 1
+    return total, placed
+
+
+@compiled
+def _promote(order: np.ndarray, blame: np.ndarray) -> bool:
+    """Moves the job that pays most above its ideal before all others; False where none pays more or it is the first."""
+    worst, at = 1e-9, 0
+    for place in range(len(order)):
+        if blame[order[place]] > worst:
+            worst, at = blame[order[place]], place
+    if at == 0:
+        return False
+    job = order[at]
+    for place in range(at, 0, -1):
+        order[place] = order[place - 1]
+    order[0] = job
+    return True
+
+
+@compiled
+def _room_for_any(frame: Frame, env: int) -> bool:
+    """Whether the least of some waiting job's menu is free on some node that is up."""
+    for kind in range(frame.kinds[env]):
+        if frame.choices[env, kind] == 0:
+            continue
+        wanted = False
+        for position in range(frame.waiting_count[env]):
+            if frame.kind[env, frame.waiting[env, position]] == kind:
+                wanted = True
+                break
+        if not wanted:
+            continue
+        for node in range(frame.nodes[env]):
+            if not frame.available[env, node]:
+                continue
+            for choice in range(frame.choices[env, kind]):
+                if _within(frame.menu[env, kind, choice], frame.free[env, node]):
+                    return True
+    return False
+
+
+@compiled
+def _within(amounts: np.ndarray, room: np.ndarray) -> bool:
+    return amounts[0] <= room[0] and amounts[1] <= room[1] and amounts[2] <= room[2]
+
+
+# -- the calendar --------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _calendar(frame: Frame, env: int) -> Calendar:
+    room = frame.running_count[env] + 2 * frame.waiting_count[env] + 1
+    calendar = Calendar(
+        first=np.full(frame.nodes[env], -1, np.int64),
+        next=np.full(room, -1, np.int64),
+        time=np.zeros(room),
+        change=np.zeros((room, 3), np.int64),
+        kept=np.zeros(frame.nodes[env], np.int64),
+        used=np.zeros(1, np.int64),
+    )
+    now = frame.now[env]
+    for position in range(frame.running_count[env]):
+        job = frame.running[env, position]
+        # Of a job that should have ended long since, a little of what it took so far is still to come.
+        rest = max(frame.expected_end[env, job] - now, 0.02 * (now - frame.start[env, job]), 1e-6)
+        amounts = frame.amounts[env, job]
+        _enter(calendar, frame.node[env, job], rest, amounts[0], amounts[1], amounts[2])
+    return calendar
+
+
+@compiled
+def _enter(calendar: Calendar, node: int, time: float, cpus: int, gpus: int, mem: int) -> None:
+    """Notes a change; one of the same time is merged with it."""
+    before, at = -1, calendar.first[node]
+    while at >= 0 and calendar.time[at] < time:
+        before, at = at, calendar.next[at]
+    if at < 0 or calendar.time[at] > time:
+        new = calendar.used[0]
+        calendar.used[0] += 1
+        calendar.time[new] = time
+        calendar.next[new] = at
+        if before < 0:
+            calendar.first[node] = new
+        else:
+            calendar.next[before] = new
+        at = new
+    calendar.change[at, 0] += cpus
+    calendar.change[at, 1] += gpus
+    calendar.change[at, 2] += mem
+
+
+@compiled
+def _soonest(
+    calendar: Calendar, free: np.ndarray, node: int, amounts: np.ndarray, lasts: float, left: np.ndarray
+) -> float:
+    """When these amounts are first expected free for so long, from now; infinity where never. ``left`` is what then
+    remains of the node.
+    """
+    cpus, gpus, mem = free[node, 0] - amounts[0], free[node, 1] - amounts[1], free[node, 2] - amounts[2]
+    start = np.inf
+    if cpus >= 0 and gpus >= 0 and mem >= 0:
+        start = 0.0
+        left[0], left[1], left[2] = cpus, gpus, mem
+        if calendar.kept[node] == 0:
+            return start
+    at = calendar.first[node]
+    while at >= 0:
+        if start + lasts <= calendar.time[at]:
+            return start
+        cpus += calendar.change[at, 0]
+        gpus += calendar.change[at, 1]
+        mem += calendar.change[at, 2]
+        if cpus < 0 or gpus < 0 or mem < 0:
+            start = np.inf
+        elif start == np.inf:
+            start = calendar.time[at]
+            left[0], left[1], left[2] = cpus, gpus, mem
+            if calendar.kept[node] == 0:
+                return start
+        at = calendar.next[at]
+    return start
+
+
+# -- the market ----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _market(frame: Frame, env: int, parameters: np.ndarray) -> Market:
+    nodes, partitions = frame.nodes[env], frame.partitions[env]
+    market = Market(
+        share=np.zeros((nodes, 3)),
+        members=np.zeros((partitions, nodes), np.int64),
+        size=np.zeros(partitions, np.int64),
+        queue=np.zeros(nodes),
+        running=np.zeros(nodes),
+        common=np.full(KINDS, -1, np.int64),
+        often=np.zeros(KINDS),
+        newcomer=np.full((nodes, KINDS), -1.0),
+    )
+    for partition in range(partitions):
+        for node in range(nodes):
+            if frame.member[env, partition, node] and frame.available[env, node]:
+                market.members[partition, market.size[partition]] = node
+                market.size[partition] += 1
+    _weigh(frame, env, parameters, market)
+    if parameters[ROOM] > 0.0:
+        _count_kinds(frame, env, market)
+    return market
+
+
+@compiled
+def _weigh(frame: Frame, env: int, parameters: np.ndarray, market: Market) -> None:
+    """What a unit of each resource weighs on each node."""
+    nodes = frame.nodes[env]
+    total, held, mean = np.zeros(3), np.zeros(3), np.zeros(3)
+    for node in range(nodes):
+        for resource in range(3):
+            total[resource] += frame.capacity[env, node, resource]
+            held[resource] += frame.capacity[env, node, resource] - frame.free[env, node, resource]
+    for position in range(frame.waiting_count[env]):
+        kind = frame.kind[env, frame.waiting[env, position]]
+        if frame.choices[env, kind] > 0:
+            for resource in range(3):
+                held[resource] += frame.menu[env, kind, 0, resource]
+    most = 0.0
+    for resource in range(3):
+        mean[resource] = total[resource] / nodes
+        held[resource] = held[resource] / total[resource] if total[resource] > 0.0 else 0.0
+        most = max(most, held[resource])
+    for resource in range(3):
+        weight = (parameters[CPU], 1.0, parameters[MEM])[resource]
+        if most > 0.0 and total[resource] > 0.0:
+            weight *= max(held[resource] / most, 0.05) ** parameters[ADAPT]
+        for node in range(nodes):
+            capacity = frame.capacity[env, node, resource]
+            if capacity > 0:
+                own = weight
+                if resource == 0 and frame.capacity[env, node, 1] == 0:
+                    own = 1.0  # without GPUs, CPUs are what is scarce
+                market.share[node, resource] = own / mean[resource] * (mean[resource] / capacity) ** parameters[SIZE]
+
+
+@compiled
+def _count_running(frame: Frame, env: int, market: Market) -> None:
+    market.running[:] = 0.0
+    market.newcomer[:] = -1.0
+    for position in range(frame.running_count[env]):
+        market.running[frame.node[env, frame.running[env, position]]] += 1.0
+
+
+@compiled
+def _count_kinds(frame: Frame, env: int, market: Market) -> None:
+    """The commonest kinds among the jobs present, and how common they are."""
+    seen = np.zeros(frame.kinds[env])
+    for position in range(frame.waiting_count[env]):
+        seen[frame.kind[env, frame.waiting[env, position]]] += 1.0
+    for position in range(frame.running_count[env]):
+        kind = frame.kind[env, frame.running[env, position]]
+        if kind >= 0:
+            seen[kind] += 1.0
+    present = max(1.0, seen.sum())
+    for rank in range(min(KINDS, frame.kinds[env])):
+        kind = int(np.argmax(seen))
+        if seen[kind] <= 0.0:
+            break
+        market.common[rank] = kind
+        market.often[rank] = seen[kind] / present
+        seen[kind] = 0.0
+
+
+@compiled
+def _nodes_of(frame: Frame, env: int, job: int, market: Market, nodes: np.ndarray, seen: bool) -> int:
+    """Writes the nodes that the job can ever use (``seen``: now) into ``nodes``; how many."""
+    count = 0
+    for partition in range(frame.partitions[env]):
+        open_ = frame.seen[env, job, partition] if seen else frame.reach[env, job, partition]
+        if not open_:
+            continue
+        for member in range(market.size[partition]):
+            node = market.members[partition, member]
+            known = False
+            for earlier in range(count):
+                if nodes[earlier] == node:
+                    known = True
+                    break
+            if not known:
+                nodes[count] = node
+                count += 1
+    return count
+
+
+# -- costs ---------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _share(market: Market, node: int, amounts: np.ndarray, parameters: np.ndarray) -> float:
+    total, most = 0.0, 0.0
+    for resource in range(3):
+        part = amounts[resource] * market.share[node, resource]
+        total += part
+        most = max(most, part)
+    return total + parameters[SCARCEST] * (most - total)
+
+
+@compiled
+def _order(frame: Frame, env: int, parameters: np.ndarray, market: Market, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the waiting jobs in the order in which they are settled; [position] the least that each can cost."""
+    count = frame.waiting_count[env]
+    for position in range(count):
+        job = frame.waiting[env, position]
+        found = _nodes_of(frame, env, job, market, nodes, False)
+        for at in range(found):
+            market.queue[nodes[at]] += 1.0 / found
+    _count_running(frame, env, market)
+    keys = np.full(count, np.inf)
+    ideal = np.zeros(count)
+    for position in range(count):
+        job = frame.waiting[env, position]
+        found = _nodes_of(frame, env, job, market, nodes, False)
+        if found == 0:
+            continue
+        cost = _ideal(frame, env, job, parameters, market, nodes, found)
+        ideal[position] = cost
+        age = frame.now[env] - frame.arrival[env, job]
+        ahead = (1.0 + parameters[AGE] * age / cost) * (1.0 + parameters[REACH] / found)
+        keys[position] = cost ** parameters[LENGTH] / ahead
+    order = np.argsort(keys, kind="mergesort")
+    last = count
+    while last > 0 and keys[order[last - 1]] == np.inf:
+        last -= 1
+    return order[:last], ideal
+
+
+@compiled
+def _pressures(market: Market, nodes: np.ndarray, found: int, parameters: np.ndarray) -> tuple[float, float]:
+    """Pressure on all nodes that the job can use, and what it adds itself to the backlog of each."""
+    queue, running = 0.0, 0.0
+    for at in range(found):
+        queue += market.queue[nodes[at]]
+        running += market.running[nodes[at]]
+    own = 1.0 / found
+    mean = parameters[BACKLOG] * max(queue / found - own, 0.0) + parameters[LOAD] * running / found
+    return parameters[BASE] + (1.0 - parameters[LOCAL]) * mean, own
+
+
+@compiled
+def _pressure(market: Market, node: int, wide: float, own: float, parameters: np.ndarray) -> float:
+    here = parameters[BACKLOG] * max(market.queue[node] - own, 0.0) + parameters[LOAD] * market.running[node]
+    return wide + parameters[LOCAL] * here
+
+
+@compiled
+def _ideal(
+    frame: Frame, env: int, job: int, parameters: np.ndarray, market: Market, nodes: np.ndarray, found: int
+) -> float:
+    """The least that the job would cost if all nodes that it can use were empty; infinity where it cannot run."""
+    kind = frame.kind[env, job]
+    wide, own = _pressures(market, nodes, found, parameters)
+    least = np.inf
+    for at in range(found):
+        node = nodes[at]
+        pressure = _pressure(market, node, wide, own, parameters)
+        for choice in range(frame.choices[env, kind]):
+            amounts = frame.menu[env, kind, choice]
+            if _within(amounts, frame.capacity[env, node]):
+                share = _share(market, node, amounts, parameters)
+                least = min(least, frame.seconds[env, kind, choice] * (1.0 + pressure * share))
+    return least
+
+
+@compiled
+def _settle(
+    frame: Frame,
+    env: int,
+    job: int,
+    parameters: np.ndarray,
+    market: Market,
+    calendar: Calendar,
+    free: np.ndarray,
+    nodes: np.ndarray,
+    left: np.ndarray,
+    row: np.ndarray,
+) -> tuple[float, float, float]:
+    """The cheapest start of the job, written to ``row``: when it starts (below 0: never), how long it lasts and what
+    it costs.
+    """
+    kind = frame.kind[env, job]
+    found = _nodes_of(frame, env, job, market, nodes, False)
+    wide, own = _pressures(market, nodes, found, parameters)
+    least, least_now = np.inf, np.inf
+    best, best_now = (-1, -1), (-1, -1)
+    best_start = 0.0
+    for at in range(found):
+        node = nodes[at]
+        pressure = _pressure(market, node, wide, own, parameters)
+        partition = _partition(frame, env, job, node)
+        for choice in range(frame.choices[env, kind]):
+            amounts = frame.menu[env, kind, choice]
+            if not _within(amounts, frame.capacity[env, node]):
+                continue
+            lasts = frame.seconds[env, kind, choice]
+            cost = lasts * (1.0 + pressure * _share(market, node, amounts, parameters))
+            if cost >= least and cost >= least_now and parameters[PACKING] >= 0.0:
+                continue
+            start = _soonest(calendar, free, node, amounts, lasts, left)
+            if start == np.inf or (start == 0.0 and partition < 0):
+                continue
+            if parameters[PACKING] != 0.0:
+                cost *= 1.0 + parameters[PACKING] * _left_share(frame, env, node, left)
+            if parameters[ROOM] > 0.0:
+                cost += parameters[ROOM] * _crowding(frame, env, node, amounts, start, lasts, market, calendar, free)
+            if start == 0.0 and cost < least_now:
+                least_now, best_now = cost, (node, choice)
+            cost += parameters[PATIENCE] * start
+            if cost < least:
+                least, best, best_start = cost, (node, choice), start
+    if best[0] < 0:
+        return -1.0, 0.0, 0.0
+    if best_now[0] >= 0 and least_now <= least * (1.0 + parameters[MARGIN]):
+        best, best_start = best_now, 0.0
+    node, choice = best
+    row[0] = job
+    row[1] = _partition(frame, env, job, node)
+    row[2] = node
+    for resource in range(3):
+        row[3 + resource] = frame.menu[env, kind, choice, resource]
+    return best_start, frame.seconds[env, kind, choice], least_now if best_start == 0.0 else least
+
+
+@compiled
+def _partition(frame: Frame, env: int, job: int, node: int) -> int:
+    """The first partition whose agent may start the job on the node now; -1 where none may."""
+    for partition in range(frame.partitions[env]):
+        if frame.seen[env, job, partition] and frame.member[env, partition, node]:
+            return partition
+    return -1
+
+
+@compiled
+def _left_share(frame: Frame, env: int, node: int, left: np.ndarray) -> float:
+    """Mean share of the node's CPUs and GPUs that is left free."""
+    share = 0.5 * left[0] / max(1, frame.capacity[env, node, 0])
+    return share + 0.5 * left[1] / max(1, frame.capacity[env, node, 1])
+
+
+@compiled
+def _crowding(
+    frame: Frame,
+    env: int,
+    node: int,
+    amounts: np.ndarray,
+    start: float,
+    lasts: float,
+    market: Market,
+    calendar: Calendar,
+    free: np.ndarray,
+) -> float:
+    """By how much later a newcomer would end on this node, for the job there: mean over the kinds that are about."""
+    worse = 0.0
+    for rank in range(KINDS):
+        kind = market.common[rank]
+        if kind < 0:
+            break
+        if market.newcomer[node, rank] < 0.0:
+            market.newcomer[node, rank] = _newcomer(
+                frame, env, node, kind, calendar, free, amounts, np.inf, np.inf, np.inf
+            )
+        before = market.newcomer[node, rank]
+        if before == np.inf:
+            continue
+        after = _newcomer(frame, env, node, kind, calendar, free, amounts, start, start + lasts, 2.0 * before + lasts)
+        worse += market.often[rank] * (after - before)
+    return worse
+
+
+@compiled
+def _newcomer(
+    frame: Frame,
+    env: int,
+    node: int,
+    kind: int,
+    calendar: Calendar,
+    free: np.ndarray,
+    held: np.ndarray,
+    begin: float,
+    end: float,
+    most: float,
+) -> float:
+    """When a newcomer of this kind would end on the node while ``held`` is taken from ``begin`` to ``end``."""
+    least = most
+    for choice in range(frame.choices[env, kind]):
+        amounts = frame.menu[env, kind, choice]
+        lasts = frame.seconds[env, kind, choice]
+        if lasts >= least or not _within(amounts, frame.capacity[env, node]):
+            continue
+        cpus, gpus, mem = free[node, 0] - amounts[0], free[node, 1] - amounts[1], free[node, 2] - amounts[2]
+        at = calendar.first[node]
+        time = 0.0
+        while True:
+            taken = 1 if begin <= time < end else 0
+            if cpus >= taken * held[0] and gpus >= taken * held[1] and mem >= taken * held[2]:
+                least = min(least, time + lasts)
+                break
+            following = calendar.time[at] if at >= 0 else np.inf
+            if taken == 1 and end <= following:
+                time = end
+                if end < following:
+                    continue
+            if at < 0:
+                break
+            time = following
+            cpus += calendar.change[at, 0]
+            gpus += calendar.change[at, 1]
+            mem += calendar.change[at, 2]
+            at = calendar.next[at]
+            if time + lasts >= least:
+                break
+    return least

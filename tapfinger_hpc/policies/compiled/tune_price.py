@@ -1,0 +1,230 @@
+"""Finds the constants of the compiled price heuristic for a scenario: evolution of a normal distribution (CMA-ES).
+
+Every generation is judged on workloads of its own, the same for all its candidates: nothing can be learnt by heart. The
+distribution's last mean is what was found; it is kept only if it beats the constants it started from on workloads that
+no generation saw. Seeded; the time that it may take is the caller's.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tapfinger_hpc.errors import ScenarioError
+from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.policies.compiled.price import Prices
+from tapfinger_hpc.sim import core
+from tapfinger_hpc.sim.core import Truth, compiled
+from tapfinger_hpc.sim.episodes import place_all
+from tapfinger_hpc.sim.scenarios import Scenario, Workload, draw, random_scenario
+
+RANDOM = "random"
+SPACE: dict[str, tuple[float, float, bool]] = {
+    "base": (0.01, 5.0, True),
+    "backlog": (0.05, 10.0, True),
+    "load": (0.01, 3.0, True),
+    "local": (0.0, 1.0, False),
+    "cpu": (0.02, 3.0, True),
+    "mem": (0.01, 1.0, True),
+    "adapt": (0.0, 3.0, False),
+    "scarcest": (0.0, 1.0, False),
+    "size": (0.0, 1.5, False),
+    "age": (0.0, 2.0, False),
+    "reach": (0.0, 5.0, False),
+    "length": (0.0, 2.0, False),
+    "patience": (0.5, 4.0, True),
+    "margin": (0.0, 0.3, False),
+    "packing": (-0.3, 0.6, False),
+    "reserve": (0.0, 1.0, False),
+    "room": (0.0, 2.0, False),
+    "retries": (0.0, 8.0, False),
+}
+"""Where each constant is looked for: from, to, and whether steps are factors."""
+HELD_OUT = 100
+"""Workloads that decide whether what was found is kept."""
+_HELD_OUT_SEED, _SEARCH_SEED = 3_000_000, 4_000_000
+_MAX_SLOTS = 20_000
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found."""
+
+    scenario: str
+    prices: Prices
+    mean: float
+    """Mean over the workloads held out: slots of completion time; over random scenarios, its logarithm."""
+    started_at: float
+    """The same of the constants that the search started from."""
+    generations: int
+    minutes: float
+    seed: int
+
+    def save(self, path: Path) -> None:
+        """As JSON, with how it was found."""
+        found = {name: getattr(self, name) for name in ("scenario", "mean", "started_at", "generations", "minutes")}
+        path.write_text(
+            json.dumps({**found, "seed": self.seed, "prices": self.prices._asdict()}, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def load(path: Path) -> Prices:
+    """The constants of a file that ``Tuned.save`` wrote.
+
+    Raises:
+        ScenarioError: the file is not one of constants.
+    """
+    try:
+        return Prices(**{name: float(value) for name, value in json.loads(path.read_text())["prices"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ScenarioError(
+            f"reading constants of the price heuristic from {path}: {error!r}; make the file with tapfinger tune"
+        ) from error
+
+
+def tune(
+    scenario: Scenario | None,
+    minutes: float,
+    seed: int = 0,
+    *,
+    start: Prices | None = None,
+    population: int = 14,
+    episodes: int = 16,
+    generations: int = 1_000_000,
+    held_out: int = HELD_OUT,
+    progress: Callable[[int, float, Prices], None] = lambda generation, spread, mean: None,
+) -> Tuned:
+    """Searches for so long.
+
+    Args:
+        scenario: None for random scenarios: another cluster, load and set of speed curves for each workload.
+        progress: told of each generation: its number, the spread of its candidates, the mean of the distribution.
+    """
+    began = time.monotonic()
+    start = start or Prices()
+    search = _Evolution(_to_unit(start), 0.12, population, np.random.default_rng(seed))
+    generation = 0
+    while time.monotonic() - began < 60 * minutes and generation < generations:
+        first = _SEARCH_SEED + (seed * 10_000 + generation) * episodes
+        workloads = [_workload(scenario, first + number) for number in range(episodes)]
+        candidates = search.ask()
+        values = scores(workloads, [_from_unit(candidate) for candidate in candidates])
+        outside = np.abs(candidates - np.clip(candidates, 0, 1)).sum(axis=1)
+        search.tell(candidates, _summary(scenario, values) + 0.1 * outside)
+        generation += 1
+        progress(generation, search.spread, _from_unit(search.mean))
+    workloads = [_workload(scenario, _HELD_OUT_SEED + number) for number in range(held_out)]
+    found = _from_unit(search.mean)
+    before, after = _summary(scenario, scores(workloads, [start, found]))
+    return Tuned(
+        scenario=scenario.name if scenario else RANDOM,
+        prices=found if after < before else start,
+        mean=float(min(before, after)),
+        started_at=float(before),
+        generations=generation,
+        minutes=minutes,
+        seed=seed,
+    )
+
+
+def scores(workloads: list[Workload], candidates: list[Prices]) -> np.ndarray:
+    """Mean completion time of each candidate on each workload, [candidate, workload]."""
+    frame, truth = core.environments(workloads)
+    out = np.zeros((frame.waiting.shape[1], 6), np.int64)
+    return np.array(
+        [[play_price(frame, truth, env, prices, out) for env in range(len(workloads))] for prices in _arrays(candidates)]
+    )
+
+
+@compiled
+def play_price(frame: Frame, truth: Truth, env: int, parameters: np.ndarray, out: np.ndarray) -> float:
+    """Plays the episode of an environment from its start; its mean completion time, infinity where it gets nowhere."""
+    core.restart(frame, truth, env)
+    total = 0.0
+    for _ in range(_MAX_SLOTS):
+        place_all(frame, truth, env, out, price.decide(frame, env, parameters, out))
+        total += core.advance(frame, truth, env)
+        if core.over(truth, env):
+            return total / truth.jobs[env]
+    return np.inf
+
+
+def _arrays(candidates: list[Prices]) -> list[np.ndarray]:
+    return [candidate.array() for candidate in candidates]
+
+
+def _summary(scenario: Scenario | None, values: np.ndarray) -> np.ndarray:
+    """One number for each candidate. Random scenarios count alike, whether their tasks are short or long."""
+    return values.mean(axis=1) if scenario else np.log(values).mean(axis=1)
+
+
+def _workload(scenario: Scenario | None, seed: int) -> Workload:
+    return draw(scenario or random_scenario(np.random.default_rng(seed)), seed)
+
+
+def _to_unit(prices: Prices) -> np.ndarray:
+    unit = []
+    for value, (low, high, factor) in zip(prices, SPACE.values(), strict=True):
+        unit.append(np.log(max(value, low) / low) / np.log(high / low) if factor else (value - low) / (high - low))
+    return np.clip(np.array(unit), 0.0, 1.0)
+
+
+def _from_unit(unit: np.ndarray) -> Prices:
+    values = []
+    for value, (low, high, factor) in zip(np.clip(unit, 0.0, 1.0), SPACE.values(), strict=True):
+        values.append(round(float(low * (high / low) ** value if factor else low + (high - low) * value), 4))
+    return Prices(*values)
+
+
+class _Evolution:
+    """(mu/mu_w, lambda)-CMA-ES as in Hansen's tutorial (arXiv:1604.00772), with its default constants."""
+
+    def __init__(self, mean: np.ndarray, spread: float, population: int, source: np.random.Generator) -> None:
+        size = len(mean)
+        self.mean, self.spread = mean, spread
+        self._population, self._source = population, source
+        weights = np.log((population + 1) / 2) - np.log(np.arange(1, population // 2 + 1))
+        self._weights = weights / weights.sum()
+        self._mass = mass = 1 / (self._weights**2).sum()
+        self._path_c_rate = (4 + mass / size) / (size + 4 + 2 * mass / size)
+        self._path_s_rate = (mass + 2) / (size + mass + 5)
+        self._one_rate = 2 / ((size + 1.3) ** 2 + mass)
+        self._mu_rate = min(1 - self._one_rate, 2 * (mass - 2 + 1 / mass) / ((size + 2) ** 2 + mass))
+        self._damping = 1 + 2 * max(0.0, np.sqrt((mass - 1) / (size + 1)) - 1) + self._path_s_rate
+        self._normal = np.sqrt(size) * (1 - 1 / (4 * size) + 1 / (21 * size**2))
+        self._path_c, self._path_s, self._covariance = np.zeros(size), np.zeros(size), np.eye(size)
+        self._told = 0
+
+    def ask(self) -> np.ndarray:
+        """Candidates, [population, constant]."""
+        variances, self._axes = np.linalg.eigh(self._covariance)
+        self._deviations = np.sqrt(np.maximum(variances, 1e-12))
+        steps = self._source.standard_normal((self._population, len(self.mean)))
+        return self.mean + self.spread * (steps * self._deviations) @ self._axes.T
+
+    def tell(self, candidates: np.ndarray, costs: np.ndarray) -> None:
+        """What they cost."""
+        self._told += 1
+        best = np.argsort(costs, kind="stable")[: len(self._weights)]
+        steps = (candidates[best] - self.mean) / self.spread
+        step = self._weights @ steps
+        self.mean = self.mean + self.spread * step
+        white = self._axes @ ((self._axes.T @ step) / self._deviations)
+        rate = self._path_s_rate
+        self._path_s = (1 - rate) * self._path_s + np.sqrt(rate * (2 - rate) * self._mass) * white
+        length = np.linalg.norm(self._path_s)
+        stalled = length / np.sqrt(1 - (1 - rate) ** (2 * self._told)) > (1.4 + 2 / (len(self.mean) + 1)) * self._normal
+        rate = self._path_c_rate
+        self._path_c = (1 - rate) * self._path_c
+        if not stalled:
+            self._path_c += np.sqrt(rate * (2 - rate) * self._mass) * step
+        self._covariance = (
+            (1 - self._one_rate - self._mu_rate) * self._covariance
+            + self._one_rate * np.outer(self._path_c, self._path_c)
+            + self._mu_rate * (steps.T * self._weights) @ steps
+        )
+        self.spread *= float(np.exp(self._path_s_rate / self._damping * (length / self._normal - 1)))
