@@ -1,0 +1,193 @@
+"""One decision of all agents in many environments: round after round each picks a task or waits, Bayes settles who gets
+a task that several want, and the winners choose node and amounts.
+
+An agent that waits is done for this decision. The graph is encoded once; what changes between rounds comes with the
+options. How choices are made (drawn, most probable, as a teacher says) is the caller's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tapfinger_hpc.features import graph, measures, options
+from tapfinger_hpc.features.graph import Graphs
+from tapfinger_hpc.features.measures import Measures
+from tapfinger_hpc.features.options import Options
+from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.nets.policy_network import PolicyNetwork, Rows
+from tapfinger_hpc.sim import core
+from tapfinger_hpc.sim.core import Truth, compiled
+
+WAIT = -1
+"""In place of an option's number."""
+Choose = Callable[[Options, np.ndarray | None, np.ndarray | None], np.ndarray]
+"""(options, their log probabilities, those of waiting) -> for each row the chosen option's number, or WAIT."""
+
+
+@dataclass
+class Step:
+    """What was chosen in one round."""
+
+    rows: Rows
+    chosen: np.ndarray  # int64 [row] option, or WAIT
+    log_probability: np.ndarray  # float32 [row] as it was when the choice was made
+    env: np.ndarray  # int64 [row] position among the environments
+
+
+@dataclass
+class Decision:
+    """What was seen and chosen in one decision of many environments."""
+
+    graphs: Graphs
+    envs: np.ndarray
+    steps: list[Step]
+    excess: np.ndarray  # float64 [env] seconds by which what was placed takes longer than it could at best
+    placed: np.ndarray  # int64 [env]
+
+
+@compiled
+def settle(env: np.ndarray, job: np.ndarray, probability: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Which of these claims win: of those that want the same task, the agent that it most probably belongs to.
+
+    Bayes, for the agent given the task: p(task | agent) * p(agent), where an agent is the likelier the more of the
+    task's least amounts it has free (a softmax of ``room`` over the rivals). Ties go to the first.
+    """
+    wins = np.ones(len(env), np.bool_)
+    for claim in range(len(env)):
+        for rival in range(len(env)):
+            if rival == claim or env[rival] != env[claim] or job[rival] != job[claim]:
+                continue
+            # The common denominators of softmax and Bayes do not change who is ahead.
+            ahead = np.log(probability[rival]) + room[rival] - np.log(probability[claim]) - room[claim]
+            if ahead > 0 or (ahead == 0 and rival < claim):
+                wins[claim] = False
+    return wins
+
+
+@compiled
+def carry_out(
+    frame: Frame,
+    truth: Truth,
+    envs: np.ndarray,
+    made: Options,
+    chosen: np.ndarray,
+    excess: np.ndarray,
+    placed: np.ndarray,
+) -> None:
+    """Places what the rows of a "place" head chose; adds up what it costs."""
+    for row in range(len(chosen)):
+        position = made.env[row]
+        env, job = envs[position], made.job[row]
+        kind, node, choice = frame.kind[env, job], made.value[chosen[row]], made.choice[chosen[row]]
+        amounts = frame.menu[env, kind, choice]
+        if core.place(frame, truth, env, job, made.partition[row], node, amounts[0], amounts[1], amounts[2]):
+            best = np.inf
+            for other in range(frame.choices[env, kind]):
+                best = min(best, frame.seconds[env, kind, other])
+            excess[position] += frame.seconds[env, kind, choice] - best
+            placed[position] += 1
+
+
+class Decoder:
+    """Makes decisions with a network; its scratch arrays belong to frames of one size."""
+
+    def __init__(self, network: PolicyNetwork | None, frame: Frame) -> None:
+        self.network = network
+        self._scratch: Measures = measures.allocate(frame)
+
+    @torch.no_grad()
+    def decide(
+        self,
+        frame: Frame,
+        truth: Truth,
+        envs: np.ndarray,
+        choose: Choose,
+        *,
+        record: bool = False,
+        max_rounds: int = 10_000,
+    ) -> Decision:
+        """Carries out one decision in each of the environments."""
+        graphs = graph.build(frame, envs, self._scratch)
+        embeddings = None
+        waits = np.zeros(frame.member.shape[:2], np.bool_)
+        decision = Decision(graphs, envs, [], np.zeros(len(envs)), np.zeros(len(envs), np.int64))
+        for number in range(max_rounds):
+            offered = options.tasks(frame, envs, waits, number, self._scratch)
+            if not len(offered.env):
+                break
+            rows = Rows(graphs, envs, offered)
+            of_options = of_waiting = None
+            if self.network is not None:
+                if embeddings is None:
+                    embeddings = self.network.encode(graphs)
+                found = self.network.log_probabilities(embeddings, rows)
+                of_options, of_waiting = found[0].numpy(), found[1].numpy()
+            chosen = choose(offered, of_options, of_waiting)
+            waiting = chosen == WAIT
+            waits[envs[offered.env[waiting]], offered.partition[waiting]] = True
+            if record:
+                log_probability = np.zeros(len(chosen), np.float32)
+                if of_options is not None and of_waiting is not None:
+                    log_probability = np.where(waiting, of_waiting, of_options[np.maximum(chosen, 0)])
+                decision.steps.append(Step(rows, chosen, log_probability, offered.env))
+            claiming = np.flatnonzero(~waiting)
+            if not len(claiming):
+                continue
+            picks = chosen[claiming]
+            probability = np.ones(len(picks)) if of_options is None else np.exp(of_options[picks].astype(np.float64))
+            wins = settle(offered.env[claiming], offered.value[picks], probability, offered.room[picks])
+            winners = claiming[wins]
+            places = options.places(
+                frame,
+                envs,
+                offered.env[winners],
+                offered.partition[winners],
+                offered.value[chosen[winners]],
+                self._scratch,
+            )
+            where = Rows(graphs, envs, places)
+            of_places = None
+            if self.network is not None and embeddings is not None:
+                of_places = self.network.log_probabilities(embeddings, where)[0].numpy()
+            placed_at = choose(places, of_places, None)
+            if record:
+                log_probability = np.zeros(len(placed_at), np.float32) if of_places is None else of_places[placed_at]
+                decision.steps.append(Step(where, placed_at, log_probability, places.env))
+            carry_out(frame, truth, envs, places, placed_at, decision.excess, decision.placed)
+        return decision
+
+
+def most_probable(offered: Options, of_options: np.ndarray | None, of_waiting: np.ndarray | None) -> np.ndarray:
+    """The most probable option of each row; of equal ones the first."""
+    assert of_options is not None
+    return _best_of_rows(
+        of_options, offered.row_of, of_waiting if of_waiting is not None else np.zeros(0, np.float32), len(offered.env)
+    )
+
+
+class Draw:
+    """Draws options by their probabilities."""
+
+    def __init__(self, source: np.random.Generator) -> None:
+        self._source = source
+
+    def __call__(self, offered: Options, of_options: np.ndarray | None, of_waiting: np.ndarray | None) -> np.ndarray:
+        assert of_options is not None
+        noisy = of_options + self._source.gumbel(size=len(of_options))
+        waiting = np.zeros(0) if of_waiting is None else of_waiting + self._source.gumbel(size=len(of_waiting))
+        return _best_of_rows(noisy, offered.row_of, waiting, len(offered.env))
+
+
+@compiled
+def _best_of_rows(score: np.ndarray, row_of: np.ndarray, waiting: np.ndarray, rows: int) -> np.ndarray:
+    chosen = np.full(rows, WAIT)
+    best = np.full(rows, -np.inf)
+    if len(waiting):
+        best[:] = waiting
+    for option in range(len(score)):
+        if score[option] > best[row_of[option]]:
+            best[row_of[option]] = score[option]
+            chosen[row_of[option]] = option
+    return chosen
