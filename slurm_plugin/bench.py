@@ -83,12 +83,7 @@ class LiveFigures(msgspec.Struct, frozen=True):
     """Over the seeds: reduction of the mean completion time."""
 
 
-@click.group()
-def bench() -> None:
-    """Measure the live system; figures as JSON."""
-
-
-@bench.command()
+@click.command()
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 @click.option("--policy", default="tapfinger", show_default=True, help="What the policy server decides with.")
 @click.option("--submissions", default=200, show_default=True, type=click.IntRange(min=10))

@@ -11,7 +11,7 @@ from tapfinger_hpc.errors import TapfingerError
 
 COMMANDS = {
     "agent": "slurm_plugin.cli:agent",
-    "bench": "slurm_plugin.bench:bench",
+    "bench": "tapfinger_hpc.cli:bench",
     "demo": "slurm_plugin.demo.cli:demo",
     "explain": "slurm_plugin.cli:explain",
     "janitor": "slurm_plugin.cli:janitor",
@@ -25,7 +25,7 @@ COMMANDS = {
 
 SUMMARIES = {
     "agent": "Watch the queue and place managed jobs.",
-    "bench": "Measure the live system.",
+    "bench": "Measure the live system, or the simulator.",
     "demo": "Run the same jobs on stock Slurm and with TapFinger.",
     "explain": "Say what was decided for a job, and why.",
     "janitor": "Free jobs that a dead agent left pinned (one shot).",
@@ -38,27 +38,48 @@ SUMMARIES = {
 """One line each for ``tapfinger --help``, kept here because reading them there would import everything."""
 
 
+BENCHES = {"live": "slurm_plugin.bench:live", "simulator": "tapfinger_hpc.sim.bench:simulator"}
+BENCH_SUMMARIES = {
+    "live": "Submission, decision and start, on throw-away clusters.",
+    "simulator": "Environment steps a second of the compiled simulator.",
+}
+
+
 class LazyGroup(click.Group):
     """A group that imports a subcommand when it is called."""
 
+    def __init__(self, *arguments, places: dict[str, str], summaries: dict[str, str], **fields) -> None:
+        super().__init__(*arguments, **fields)
+        self._places, self._summaries = places, summaries
+
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+        return sorted(self._places)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        if name not in self._places:
             return None
-        module, _, attribute = COMMANDS[name].partition(":")
+        module, _, attribute = self._places[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, SUMMARIES[name]) for name in sorted(COMMANDS)])
+            formatter.write_dl([(name, self._summaries[name]) for name in sorted(self._places)])
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=LazyGroup,
+    places=COMMANDS,
+    summaries=SUMMARIES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="tapfinger")
 def tapfinger() -> None:
     """TapFinger-HPC: learned placement and resource amounts for machine-learning jobs on Slurm."""
+
+
+@click.command(cls=LazyGroup, places=BENCHES, summaries=BENCH_SUMMARIES)
+def bench() -> None:
+    """Measure the live system, or the simulator."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -60,8 +60,8 @@ class PaperEnvironment:
     @property
     def waiting(self) -> list[Task]:
         """Each once, oldest first."""
-        standing = [task for window in self.windows for task in window if task] + sum(self.queues, [])
-        return sorted(set(standing), key=lambda task: task.number)
+        standing = {task for places in (*self.windows, *self.queues) for task in places if task}
+        return sorted(standing, key=lambda task: task.number)
 
     def step(self, actions: list[tuple[int, int, int] | None]) -> int:
         """A sub-step; returns how many tasks were placed."""

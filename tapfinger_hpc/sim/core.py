@@ -5,7 +5,7 @@ Functions take the two, and the number of an environment; none allocates. Slots 
 slot any number of rounds of placements; then a slot passes, tasks end, new ones enter the windows ahead of queued ones.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -16,7 +16,7 @@ from tapfinger_hpc.sim import scenarios
 from tapfinger_hpc.sim.scenarios import Workload
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
-lean = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+lean: Any = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload]
 """For functions that allocate nothing and return numbers alone: without counting references. To count those to the
 fifty arrays of a frame and its truth at every call took nine tenths of a step's time."""
 WAIT = -1
