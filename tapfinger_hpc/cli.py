@@ -20,6 +20,7 @@ COMMANDS = {
     "status": "slurm_plugin.cli:status",
     "trace": "trace_tools.cli:trace",
     "train": "tapfinger_hpc.training.cli:train",
+    "tune": "tapfinger_hpc.policies.compiled.tune_cli:tune",
 }
 """Where each subcommand is. Strings, so that nothing is imported before it is called."""
 
@@ -34,6 +35,7 @@ SUMMARIES = {
     "status": "What agent and server are doing now.",
     "trace": "Make and check workload traces.",
     "train": "Train a policy.",
+    "tune": "Tune the price heuristic for a scenario.",
 }
 """One line each for ``tapfinger --help``, kept here because reading them there would import everything."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import compiled
+from tapfinger_hpc.sim.core import compiled, lean
 
 
 class Prices(NamedTuple):
@@ -50,6 +50,10 @@ class Prices(NamedTuple):
     room: float = 0.2
     """What it costs to leave a newcomer of a kind that is about with less: by how much later it would end there."""
 
+    later: float = 0.0
+    """What newcomers count that come a little later."""
+    soon: float = 1.0
+    """How much later: in usual times of a job."""
     retries: float = 0.0
     """How many times more the plan is made, each time with the job first that paid most above its ideal; the cheapest
     plan counts."""
@@ -67,11 +71,12 @@ BASE, BACKLOG, LOAD, LOCAL = _at("base"), _at("backlog"), _at("load"), _at("loca
 CPU, MEM, ADAPT, SCARCEST, SIZE = _at("cpu"), _at("mem"), _at("adapt"), _at("scarcest"), _at("size")
 AGE, REACH, LENGTH = _at("age"), _at("reach"), _at("length")
 PATIENCE, MARGIN, PACKING, RESERVE, ROOM = (_at(n) for n in ("patience", "margin", "packing", "reserve", "room"))
-RETRIES = _at("retries")
+LATER, SOON, RETRIES = _at("later"), _at("soon"), _at("retries")
 
 DEFAULT = Prices().array()
 RESERVATIONS = 64
 """Jobs that may keep room; those after them take what is left and keep nothing."""
+MOMENTS = 2
 KINDS = 6
 """Kinds of which newcomers are thought of: the commonest among the jobs present."""
 
@@ -97,14 +102,15 @@ class Market(NamedTuple):
     running: np.ndarray  # float64 [node]
     common: np.ndarray  # int64 [KINDS] commonest kinds
     often: np.ndarray  # float64 [KINDS] their shares of the jobs present
-    newcomer: np.ndarray  # float64 [node, KINDS] when one would end there as things stand; below 0 where not worked out
+    usual: np.ndarray  # float64 [1] shortest time of a job, mean over those kinds
+    newcomer: np.ndarray  # float64 [MOMENTS, KINDS, node] how long after its arrival one would end there
 
 
 @compiled
 def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> int:
     """Placements as rows of job, partition, node, CPUs, GPUs, MiB. Deterministic; leaves the frame as it is."""
     count = frame.waiting_count[env]
-    if count == 0 or not _room_for_any(frame, env):
+    if count == 0 or not _room_for_any(frame, env, frame.free[env]):
         return 0
     market = _market(frame, env, parameters)
     nodes = np.zeros(frame.nodes[env], np.int64)
@@ -139,10 +145,17 @@ def _plan(
     calendar = _calendar(frame, env)
     free = frame.free[env].copy()
     _count_running(frame, env, market)
+    if parameters[ROOM] > 0.0:
+        for node in range(frame.nodes[env]):
+            if frame.available[env, node]:
+                _expect(frame, env, node, parameters, market, calendar, free)
     left = np.zeros(3, np.int64)
     placed, kept = 0, 0
     total = 0.0
+    full = False
     for position in order:
+        if full and parameters[RETRIES] < 1.0:
+            break  # what comes later can neither start nor keep anything from what does
         job = frame.waiting[env, position]
         row = rows[placed]
         start, lasts, cost = _settle(frame, env, job, parameters, market, calendar, free, nodes, left, row)
@@ -153,13 +166,13 @@ def _plan(
         blame[position] = cost - ideal[position]
         total += cost
         node = row[2]
-        market.newcomer[node] = -1.0
         if start == 0.0:
             for resource in range(3):
                 free[node, resource] -= row[3 + resource]
             _enter(calendar, node, lasts, row[3], row[4], row[5])
             market.running[node] += 1.0
             placed += 1
+            full = not _room_for_any(frame, env, free)
         elif kept < RESERVATIONS and parameters[RESERVE] > 0.0:
             share = parameters[RESERVE]
             cpus, gpus, mem = round(row[3] * share), round(row[4] * share), round(row[5] * share)
@@ -167,10 +180,12 @@ def _plan(
             _enter(calendar, node, start + lasts, cpus, gpus, mem)
             calendar.kept[node] += 1
             kept += 1
+        if parameters[ROOM] > 0.0:
+            _expect(frame, env, node, parameters, market, calendar, free)
     return total, placed
 
 
-@compiled
+@lean
 def _promote(order: np.ndarray, blame: np.ndarray) -> bool:
     """Moves the job that pays most above its ideal before all others; False where none pays more or it is the first."""
     worst, at = 1e-9, 0
@@ -186,9 +201,9 @@ def _promote(order: np.ndarray, blame: np.ndarray) -> bool:
     return True
 
 
-@compiled
-def _room_for_any(frame: Frame, env: int) -> bool:
-    """Whether the least of some waiting job's menu is free on some node that is up."""
+@lean
+def _room_for_any(frame: Frame, env: int, free: np.ndarray) -> bool:
+    """Whether some node that is up has room for some waiting job's kind."""
     for kind in range(frame.kinds[env]):
         if frame.choices[env, kind] == 0:
             continue
@@ -203,12 +218,12 @@ def _room_for_any(frame: Frame, env: int) -> bool:
             if not frame.available[env, node]:
                 continue
             for choice in range(frame.choices[env, kind]):
-                if _within(frame.menu[env, kind, choice], frame.free[env, node]):
+                if _within(frame.menu[env, kind, choice], free[node]):
                     return True
     return False
 
 
-@compiled
+@lean
 def _within(amounts: np.ndarray, room: np.ndarray) -> bool:
     return amounts[0] <= room[0] and amounts[1] <= room[1] and amounts[2] <= room[2]
 
@@ -237,7 +252,7 @@ def _calendar(frame: Frame, env: int) -> Calendar:
     return calendar
 
 
-@compiled
+@lean
 def _enter(calendar: Calendar, node: int, time: float, cpus: int, gpus: int, mem: int) -> None:
     """Notes a change; one of the same time is merged with it."""
     before, at = -1, calendar.first[node]
@@ -258,7 +273,7 @@ def _enter(calendar: Calendar, node: int, time: float, cpus: int, gpus: int, mem
     calendar.change[at, 2] += mem
 
 
-@compiled
+@lean
 def _soonest(
     calendar: Calendar, free: np.ndarray, node: int, amounts: np.ndarray, lasts: float, left: np.ndarray
 ) -> float:
@@ -304,7 +319,8 @@ def _market(frame: Frame, env: int, parameters: np.ndarray) -> Market:
         running=np.zeros(nodes),
         common=np.full(KINDS, -1, np.int64),
         often=np.zeros(KINDS),
-        newcomer=np.full((nodes, KINDS), -1.0),
+        usual=np.zeros(1),
+        newcomer=np.full((MOMENTS, KINDS, nodes), np.inf),
     )
     for partition in range(partitions):
         for node in range(nodes):
@@ -349,10 +365,9 @@ def _weigh(frame: Frame, env: int, parameters: np.ndarray, market: Market) -> No
                 market.share[node, resource] = own / mean[resource] * (mean[resource] / capacity) ** parameters[SIZE]
 
 
-@compiled
+@lean
 def _count_running(frame: Frame, env: int, market: Market) -> None:
     market.running[:] = 0.0
-    market.newcomer[:] = -1.0
     for position in range(frame.running_count[env]):
         market.running[frame.node[env, frame.running[env, position]]] += 1.0
 
@@ -374,10 +389,11 @@ def _count_kinds(frame: Frame, env: int, market: Market) -> None:
             break
         market.common[rank] = kind
         market.often[rank] = seen[kind] / present
+        market.usual[0] += market.often[rank] * frame.seconds[env, kind, : frame.choices[env, kind]].min()
         seen[kind] = 0.0
 
 
-@compiled
+@lean
 def _nodes_of(frame: Frame, env: int, job: int, market: Market, nodes: np.ndarray, seen: bool) -> int:
     """Writes the nodes that the job can ever use (``seen``: now) into ``nodes``; how many."""
     count = 0
@@ -401,7 +417,7 @@ def _nodes_of(frame: Frame, env: int, job: int, market: Market, nodes: np.ndarra
 # -- costs ---------------------------------------------------------------------------------------------------------
 
 
-@compiled
+@lean
 def _share(market: Market, node: int, amounts: np.ndarray, parameters: np.ndarray) -> float:
     total, most = 0.0, 0.0
     for resource in range(3):
@@ -412,7 +428,9 @@ def _share(market: Market, node: int, amounts: np.ndarray, parameters: np.ndarra
 
 
 @compiled
-def _order(frame: Frame, env: int, parameters: np.ndarray, market: Market, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _order(
+    frame: Frame, env: int, parameters: np.ndarray, market: Market, nodes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the waiting jobs in the order in which they are settled; [position] the least that each can cost."""
     count = frame.waiting_count[env]
     for position in range(count):
@@ -440,7 +458,7 @@ def _order(frame: Frame, env: int, parameters: np.ndarray, market: Market, nodes
     return order[:last], ideal
 
 
-@compiled
+@lean
 def _pressures(market: Market, nodes: np.ndarray, found: int, parameters: np.ndarray) -> tuple[float, float]:
     """Pressure on all nodes that the job can use, and what it adds itself to the backlog of each."""
     queue, running = 0.0, 0.0
@@ -452,13 +470,13 @@ def _pressures(market: Market, nodes: np.ndarray, found: int, parameters: np.nda
     return parameters[BASE] + (1.0 - parameters[LOCAL]) * mean, own
 
 
-@compiled
+@lean
 def _pressure(market: Market, node: int, wide: float, own: float, parameters: np.ndarray) -> float:
     here = parameters[BACKLOG] * max(market.queue[node] - own, 0.0) + parameters[LOAD] * market.running[node]
     return wide + parameters[LOCAL] * here
 
 
-@compiled
+@lean
 def _ideal(
     frame: Frame, env: int, job: int, parameters: np.ndarray, market: Market, nodes: np.ndarray, found: int
 ) -> float:
@@ -477,7 +495,7 @@ def _ideal(
     return least
 
 
-@compiled
+@lean
 def _settle(
     frame: Frame,
     env: int,
@@ -516,8 +534,10 @@ def _settle(
                 continue
             if parameters[PACKING] != 0.0:
                 cost *= 1.0 + parameters[PACKING] * _left_share(frame, env, node, left)
-            if parameters[ROOM] > 0.0:
-                cost += parameters[ROOM] * _crowding(frame, env, node, amounts, start, lasts, market, calendar, free)
+            if parameters[ROOM] > 0.0 and (start == 0.0 or cost + parameters[PATIENCE] * start < least):
+                cost += parameters[ROOM] * _crowding(
+                    frame, env, node, amounts, start, lasts, parameters, market, calendar, free
+                )
             if start == 0.0 and cost < least_now:
                 least_now, best_now = cost, (node, choice)
             cost += parameters[PATIENCE] * start
@@ -536,7 +556,7 @@ def _settle(
     return best_start, frame.seconds[env, kind, choice], least_now if best_start == 0.0 else least
 
 
-@compiled
+@lean
 def _partition(frame: Frame, env: int, job: int, node: int) -> int:
     """The first partition whose agent may start the job on the node now; -1 where none may."""
     for partition in range(frame.partitions[env]):
@@ -545,14 +565,14 @@ def _partition(frame: Frame, env: int, job: int, node: int) -> int:
     return -1
 
 
-@compiled
+@lean
 def _left_share(frame: Frame, env: int, node: int, left: np.ndarray) -> float:
     """Mean share of the node's CPUs and GPUs that is left free."""
     share = 0.5 * left[0] / max(1, frame.capacity[env, node, 0])
     return share + 0.5 * left[1] / max(1, frame.capacity[env, node, 1])
 
 
-@compiled
+@lean
 def _crowding(
     frame: Frame,
     env: int,
@@ -560,29 +580,53 @@ def _crowding(
     amounts: np.ndarray,
     start: float,
     lasts: float,
+    parameters: np.ndarray,
     market: Market,
     calendar: Calendar,
     free: np.ndarray,
 ) -> float:
-    """By how much later a newcomer would end on this node, for the job there: mean over the kinds that are about."""
+    """By how much later newcomers would end for the job there: mean over the kinds that are about."""
     worse = 0.0
-    for rank in range(KINDS):
-        kind = market.common[rank]
-        if kind < 0:
-            break
-        if market.newcomer[node, rank] < 0.0:
-            market.newcomer[node, rank] = _newcomer(
-                frame, env, node, kind, calendar, free, amounts, np.inf, np.inf, np.inf
-            )
-        before = market.newcomer[node, rank]
-        if before == np.inf:
+    for moment in range(MOMENTS):
+        weight = 1.0 if moment == 0 else parameters[LATER]
+        if weight <= 0.0:
             continue
-        after = _newcomer(frame, env, node, kind, calendar, free, amounts, start, start + lasts, 2.0 * before + lasts)
-        worse += market.often[rank] * (after - before)
+        time = frame.slot[env] + moment * parameters[SOON] * market.usual[0]
+        if start + lasts <= time:
+            continue
+        for rank in range(KINDS):
+            kind = market.common[rank]
+            if kind < 0:
+                break
+            before = market.newcomer[moment, rank, node]
+            if before == np.inf:
+                continue
+            after = _newcomer(
+                frame, env, node, kind, calendar, free, amounts, start, start + lasts, time, 2.0 * before + lasts
+            )
+            worse += weight * market.often[rank] * (after - before)
     return worse
 
 
-@compiled
+@lean
+def _expect(
+    frame: Frame, env: int, node: int, parameters: np.ndarray, market: Market, calendar: Calendar, free: np.ndarray
+) -> None:
+    """Works out when newcomers of each kind would end on this node as things stand."""
+    for moment in range(MOMENTS):
+        if moment > 0 and parameters[LATER] <= 0.0:
+            break
+        time = frame.slot[env] + moment * parameters[SOON] * market.usual[0]
+        for rank in range(KINDS):
+            kind = market.common[rank]
+            if kind < 0:
+                break
+            market.newcomer[moment, rank, node] = _newcomer(
+                frame, env, node, kind, calendar, free, frame.menu[env, kind, 0], np.inf, np.inf, time, np.inf
+            )
+
+
+@lean
 def _newcomer(
     frame: Frame,
     env: int,
@@ -593,22 +637,32 @@ def _newcomer(
     held: np.ndarray,
     begin: float,
     end: float,
+    arrival: float,
     most: float,
 ) -> float:
-    """When a newcomer of this kind would end on the node while ``held`` is taken from ``begin`` to ``end``."""
+    """How long after its arrival a newcomer of this kind would end on the node, while ``held`` is taken from ``begin``
+    to ``end``.
+    """
+    cpus_then, gpus_then, mem_then = free[node, 0], free[node, 1], free[node, 2]
+    first = calendar.first[node]
+    while first >= 0 and calendar.time[first] <= arrival:
+        cpus_then += calendar.change[first, 0]
+        gpus_then += calendar.change[first, 1]
+        mem_then += calendar.change[first, 2]
+        first = calendar.next[first]
     least = most
     for choice in range(frame.choices[env, kind]):
         amounts = frame.menu[env, kind, choice]
         lasts = frame.seconds[env, kind, choice]
         if lasts >= least or not _within(amounts, frame.capacity[env, node]):
             continue
-        cpus, gpus, mem = free[node, 0] - amounts[0], free[node, 1] - amounts[1], free[node, 2] - amounts[2]
-        at = calendar.first[node]
-        time = 0.0
+        cpus, gpus, mem = cpus_then - amounts[0], gpus_then - amounts[1], mem_then - amounts[2]
+        at = first
+        time = arrival
         while True:
             taken = 1 if begin <= time < end else 0
             if cpus >= taken * held[0] and gpus >= taken * held[1] and mem >= taken * held[2]:
-                least = min(least, time + lasts)
+                least = min(least, time - arrival + lasts)
                 break
             following = calendar.time[at] if at >= 0 else np.inf
             if taken == 1 and end <= following:
@@ -622,6 +676,6 @@ def _newcomer(
             gpus += calendar.change[at, 1]
             mem += calendar.change[at, 2]
             at = calendar.next[at]
-            if time + lasts >= least:
+            if time - arrival + lasts >= least:
                 break
     return least

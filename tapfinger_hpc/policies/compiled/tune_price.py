@@ -29,7 +29,6 @@ SPACE: dict[str, tuple[float, float, bool]] = {
     "load": (0.01, 3.0, True),
     "local": (0.0, 1.0, False),
     "cpu": (0.02, 3.0, True),
-    "mem": (0.01, 1.0, True),
     "adapt": (0.0, 3.0, False),
     "scarcest": (0.0, 1.0, False),
     "size": (0.0, 1.5, False),
@@ -41,9 +40,12 @@ SPACE: dict[str, tuple[float, float, bool]] = {
     "packing": (-0.3, 0.6, False),
     "reserve": (0.0, 1.0, False),
     "room": (0.0, 2.0, False),
-    "retries": (0.0, 8.0, False),
+    "later": (0.0, 1.5, False),
+    "soon": (0.1, 3.0, True),
+    "retries": (0.0, 3.99, False),
 }
-"""Where each constant is looked for: from, to, and whether steps are factors."""
+"""Where each constant is looked for: from, to, and whether steps are factors. Slotted scenarios know no memory: its
+weight stays."""
 HELD_OUT = 100
 """Workloads that decide whether what was found is kept."""
 _HELD_OUT_SEED, _SEARCH_SEED = 3_000_000, 4_000_000
@@ -96,13 +98,13 @@ def tune(
     episodes: int = 16,
     generations: int = 1_000_000,
     held_out: int = HELD_OUT,
-    progress: Callable[[int, float, Prices], None] = lambda generation, spread, mean: None,
+    progress: Callable[[int, float, float], None] = lambda generation, elapsed_s, spread: None,
 ) -> Tuned:
     """Searches for so long.
 
     Args:
         scenario: None for random scenarios: another cluster, load and set of speed curves for each workload.
-        progress: told of each generation: its number, the spread of its candidates, the mean of the distribution.
+        progress: told of each generation: how many there were, the seconds passed and the spread of its candidates.
     """
     began = time.monotonic()
     start = start or Prices()
@@ -112,13 +114,13 @@ def tune(
         first = _SEARCH_SEED + (seed * 10_000 + generation) * episodes
         workloads = [_workload(scenario, first + number) for number in range(episodes)]
         candidates = search.ask()
-        values = scores(workloads, [_from_unit(candidate) for candidate in candidates])
+        values = scores(workloads, [_from_unit(start, candidate) for candidate in candidates])
         outside = np.abs(candidates - np.clip(candidates, 0, 1)).sum(axis=1)
         search.tell(candidates, _summary(scenario, values) + 0.1 * outside)
         generation += 1
-        progress(generation, search.spread, _from_unit(search.mean))
+        progress(generation, time.monotonic() - began, search.spread)
     workloads = [_workload(scenario, _HELD_OUT_SEED + number) for number in range(held_out)]
-    found = _from_unit(search.mean)
+    found = _from_unit(start, search.mean)
     before, after = _summary(scenario, scores(workloads, [start, found]))
     return Tuned(
         scenario=scenario.name if scenario else RANDOM,
@@ -136,7 +138,10 @@ def scores(workloads: list[Workload], candidates: list[Prices]) -> np.ndarray:
     frame, truth = core.environments(workloads)
     out = np.zeros((frame.waiting.shape[1], 6), np.int64)
     return np.array(
-        [[play_price(frame, truth, env, prices, out) for env in range(len(workloads))] for prices in _arrays(candidates)]
+        [
+            [play_price(frame, truth, env, prices, out) for env in range(len(workloads))]
+            for prices in _arrays(candidates)
+        ]
     )
 
 
@@ -153,10 +158,6 @@ def play_price(frame: Frame, truth: Truth, env: int, parameters: np.ndarray, out
     return np.inf
 
 
-def _arrays(candidates: list[Prices]) -> list[np.ndarray]:
-    return [candidate.array() for candidate in candidates]
-
-
 def _summary(scenario: Scenario | None, values: np.ndarray) -> np.ndarray:
     """One number for each candidate. Random scenarios count alike, whether their tasks are short or long."""
     return values.mean(axis=1) if scenario else np.log(values).mean(axis=1)
@@ -167,17 +168,19 @@ def _workload(scenario: Scenario | None, seed: int) -> Workload:
 
 
 def _to_unit(prices: Prices) -> np.ndarray:
+    """[constant of SPACE] 0 at its lower bound, 1 at its upper one."""
     unit = []
-    for value, (low, high, factor) in zip(prices, SPACE.values(), strict=True):
+    for name, (low, high, factor) in SPACE.items():
+        value = getattr(prices, name)
         unit.append(np.log(max(value, low) / low) / np.log(high / low) if factor else (value - low) / (high - low))
     return np.clip(np.array(unit), 0.0, 1.0)
 
 
-def _from_unit(unit: np.ndarray) -> Prices:
-    values = []
-    for value, (low, high, factor) in zip(np.clip(unit, 0.0, 1.0), SPACE.values(), strict=True):
-        values.append(round(float(low * (high / low) ** value if factor else low + (high - low) * value), 4))
-    return Prices(*values)
+def _from_unit(start: Prices, unit: np.ndarray) -> Prices:
+    values = {}
+    for at, (name, (low, high, factor)) in zip(np.clip(unit, 0.0, 1.0).tolist(), SPACE.items(), strict=True):
+        values[name] = round(low * (high / low) ** at if factor else low + (high - low) * at, 4)
+    return start._replace(**values)
 
 
 class _Evolution:
