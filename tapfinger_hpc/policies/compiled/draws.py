@@ -1,4 +1,4 @@
-"""Random numbers for pure policies: drawn from a seed and what the frame says, so that the same state gets the same answer.
+"""Random numbers for pure policies: drawn from a seed and the frame, so that the same state gets the same answer.
 
 SplitMix64 (Steele, Lea and Flood, OOPSLA'14).
 """
@@ -14,15 +14,15 @@ _30, _27, _31, _11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 
 @compiled
 def source(frame: Frame, env: int, seed: float) -> np.ndarray:
-    """A source of random numbers for this state: uint64 [1]. Neither the environment's number nor the future is in it."""
+    """uint64 [1] the source of this state: the same in whatever environment it comes up, and whatever will arrive."""
     state = np.zeros(1, np.uint64)
-    _stir(state, np.int64(seed))
-    _stir(state, np.int64(frame.now[env] * 1000.0))
+    _stir(state, int(seed))
+    _stir(state, int(frame.now[env] * 1000.0))
     for position in range(frame.waiting_count[env]):
         job = frame.waiting[env, position]
         _stir(state, job)
         _stir(state, frame.kind[env, job])
-        _stir(state, np.int64(frame.arrival[env, job] * 1000.0))
+        _stir(state, int(frame.arrival[env, job] * 1000.0))
         for partition in range(frame.partitions[env]):
             if frame.seen[env, job, partition]:
                 _stir(state, partition)
@@ -38,7 +38,7 @@ def source(frame: Frame, env: int, seed: float) -> np.ndarray:
 @compiled
 def below(state: np.ndarray, bound: int) -> int:
     """A whole number from 0 to below the bound, all alike."""
-    return np.int64(_next(state) >> _11) % bound
+    return int(_next(state) >> _11) % bound
 
 
 @compiled

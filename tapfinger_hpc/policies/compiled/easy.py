@@ -29,7 +29,7 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
     nodes = frame.nodes[env]
     spare = np.zeros((nodes, 3), np.int64)
     plan = Plan(frame.free[env].copy(), np.full(nodes, np.inf), spare, out, np.zeros(out.shape[0]))
-    asked = asking.requests(frame, env)
+    asked = asking.requests(frame, env, parameters[0])
     placed = 0
     for position in range(frame.waiting_count[env]):
         job = frame.waiting[env, position]

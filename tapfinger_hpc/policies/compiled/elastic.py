@@ -20,7 +20,7 @@ class Shares(NamedTuple):
     """Who holds what while the sub-steps go on."""
 
     tasks: np.ndarray  # int64 [agent, task] in the order in which they came in
-    count: np.ndarray  # int64 [agent]
+    size: np.ndarray  # int64 [agent] how many
     amounts: np.ndarray  # int64 [task, 2] CPUs and GPUs
     looked_at: np.ndarray  # bool [task] some agent has considered it in this sub-step
 
@@ -33,8 +33,8 @@ def check_one_node_each(frame: Frame, envs: np.ndarray, name: str) -> None:
         member = frame.member[env, : frame.partitions[env], : frame.nodes[env]]
         if not (frame.slot[env] > 0 and (member.sum(axis=0) == 1).all() and (member.sum(axis=1) == 1).all()):
             raise ScenarioError(
-                f"policy {name!r} needs slotted time and one node for each partition, but {member.sum(axis=1).tolist()} "
-                "nodes were found; use another policy on this cluster"
+                f"policy {name!r} needs slotted time and one node for each partition, but found partitions of "
+                f"{member.sum(axis=1).tolist()} nodes; use another policy on this cluster"
             )
 
 
@@ -51,8 +51,8 @@ def begin(frame: Frame, env: int) -> Shares:
     for position in range(frame.running_count[env]):
         job = frame.running[env, position]
         agent = frame.partition[env, job]
-        shares.tasks[agent, shares.count[agent]] = job
-        shares.count[agent] += 1
+        shares.tasks[agent, shares.size[agent]] = job
+        shares.size[agent] += 1
         shares.amounts[job, 0], shares.amounts[job, 1] = frame.amounts[env, job, 0], frame.amounts[env, job, 1]
     return shares
 
@@ -73,7 +73,7 @@ def candidate(frame: Frame, truth: Truth, env: int, agent: int, shares: Shares) 
     """
     node = node_of(frame, env, agent)
     room = frame.capacity[env, node].copy()
-    for position in range(shares.count[agent]):
+    for position in range(shares.size[agent]):
         room -= frame.menu[env, frame.kind[env, shares.tasks[agent, position]], 0]
     for place in range(truth.window.shape[2]):
         job = truth.window[env, agent, place]
@@ -100,15 +100,15 @@ def carry_out(frame: Frame, truth: Truth, env: int, shares: Shares) -> None:
     """Gives every task its share; tasks that change stand aside first, so that there is room whatever the order."""
     for agent in range(frame.partitions[env]):
         node = node_of(frame, env, agent)
-        for position in range(shares.count[agent]):
+        for position in range(shares.size[agent]):
             job = shares.tasks[agent, position]
             if frame.status[env, job] == RUNNING and _changes(frame, env, job, shares):
                 core.reallocate(frame, truth, env, job, node, 0, 0)
-        for position in range(shares.count[agent]):
+        for position in range(shares.size[agent]):
             job = shares.tasks[agent, position]
             if frame.status[env, job] == WAITING:
                 _take_in(frame, truth, env, job, agent, node, shares)
-        for position in range(shares.count[agent]):
+        for position in range(shares.size[agent]):
             job = shares.tasks[agent, position]
             core.reallocate(frame, truth, env, job, node, shares.amounts[job, 0], shares.amounts[job, 1])
 
@@ -121,7 +121,7 @@ def _take_in(frame: Frame, truth: Truth, env: int, job: int, agent: int, node: i
         return
     least = frame.menu[env, frame.kind[env, job], 0]
     if not core.fits(frame, env, job, agent, node, least[0], least[1], 0):
-        for position in range(shares.count[agent]):
+        for position in range(shares.size[agent]):
             other = shares.tasks[agent, position]
             if frame.status[env, other] == RUNNING:
                 core.reallocate(frame, truth, env, other, node, 0, 0)
@@ -131,15 +131,13 @@ def _take_in(frame: Frame, truth: Truth, env: int, job: int, agent: int, node: i
 
 @compiled
 def _changes(frame: Frame, env: int, job: int, shares: Shares) -> bool:
-    return (
-        frame.amounts[env, job, 0] != shares.amounts[job, 0] or frame.amounts[env, job, 1] != shares.amounts[job, 1]
-    )
+    return frame.amounts[env, job, 0] != shares.amounts[job, 0] or frame.amounts[env, job, 1] != shares.amounts[job, 1]
 
 
 @compiled
 def _taken(shares: Shares, job: int) -> bool:
-    for agent in range(len(shares.count)):
-        for position in range(shares.count[agent]):
+    for agent in range(len(shares.size)):
+        for position in range(shares.size[agent]):
             if shares.tasks[agent, position] == job:
                 return True
     return False

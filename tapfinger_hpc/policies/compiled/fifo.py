@@ -15,7 +15,7 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
     """Placements of the jobs in line, oldest first, each where it fits most tightly."""
     free = frame.free[env].copy()
     kept = np.zeros(frame.nodes[env], np.bool_)
-    asked = asking.requests(frame, env)
+    asked = asking.requests(frame, env, parameters[0])
     placed = 0
     for position in range(frame.waiting_count[env]):
         job = frame.waiting[env, position]

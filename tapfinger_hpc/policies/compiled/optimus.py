@@ -80,21 +80,21 @@ def divide(frame: Frame, truth: Truth, env: int, speed: np.ndarray) -> None:
         placed = False
         shares.looked_at[:] = False
         for agent in range(frame.partitions[env]):
-            count = shares.count[agent]
+            count = shares.size[agent]
             job = elastic.candidate(frame, truth, env, agent, shares)
             if job >= 0:
                 shares.looked_at[job] = True
                 shares.tasks[agent, count] = job
                 count += 1
                 placed = True
-            shares.count[agent] = count
+            shares.size[agent] = count
             _deal(frame, truth, env, agent, shares, speed)
     elastic.carry_out(frame, truth, env, shares)
 
 
 @compiled
 def _deal(frame: Frame, truth: Truth, env: int, agent: int, shares: Shares, speed: np.ndarray) -> None:
-    count = shares.count[agent]
+    count = shares.size[agent]
     node = elastic.node_of(frame, env, agent)
     left = frame.capacity[env, node, :2].copy()
     most = np.zeros((count, 2), np.int64)

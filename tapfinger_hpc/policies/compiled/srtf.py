@@ -1,4 +1,4 @@
-"""Shortest expected time first, each job on the fastest amounts that fit now: Schrage's rule (Operations Research 1968).
+"""Shortest expected time first (Schrage, Operations Research 1968), each job on the fastest amounts that fit now.
 
 Jobs are never interrupted here, so what remains of a waiting job is all of it. Time and again the job that would be
 done soonest is placed; of amounts that are as fast the thriftiest count, of nodes the one that they fill most.
@@ -55,8 +55,6 @@ def _fastest(frame: Frame, env: int, free: np.ndarray, node: int, fastest: np.nd
         fastest[kind, node] = -1
         shortest = np.inf
         for choice in range(frame.choices[env, kind]):  # in ascending order, so that the thriftiest comes first
-            if frame.seconds[env, kind, choice] < shortest and asking.holds(
-                free[node], frame.menu[env, kind, choice]
-            ):
+            if frame.seconds[env, kind, choice] < shortest and asking.holds(free[node], frame.menu[env, kind, choice]):
                 shortest = frame.seconds[env, kind, choice]
                 fastest[kind, node] = choice

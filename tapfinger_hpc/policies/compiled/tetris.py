@@ -1,8 +1,8 @@
-"""Tetris: multi-resource packing with a leaning to short jobs (Grandl et al., SIGCOMM'14), requested amounts (``asking``).
+"""Tetris: packing in several resources that leans to short jobs (Grandl et al., SIGCOMM'14), with requested amounts.
 
 Of all jobs and nodes that go together now, the pair with the highest score comes first: the alignment of what the job
-asks for with what the node has free (dot product of shares of the node), less epsilon times the work of the job, where
-epsilon makes the mean of both weigh alike (their section 3.3.2 with m = 1; no fairness knob).
+asks for (``asking``) with what the node has free (dot product of shares of the node), less epsilon times the work of the
+job, where epsilon makes the means of both weigh alike. Their knob for fairness is left at none.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from tapfinger_hpc.sim.core import compiled
 def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> int:
     """Placements in order of their score, older jobs first among equals."""
     free = frame.free[env].copy()
-    asked = asking.requests(frame, env)
+    asked = asking.requests(frame, env, parameters[0])
     work = _work(frame, env, asked)
     epsilon = _epsilon(frame, env, asked, work, free)
     placed = 0
@@ -53,7 +53,7 @@ def _alignment(frame: Frame, env: int, node: int, free: np.ndarray, amounts: np.
 
 @compiled
 def _work(frame: Frame, env: int, asked: np.ndarray) -> np.ndarray:
-    """float64 [job] expected time of each job that asks for something, times the shares of the cluster that it holds."""
+    """float64 [job] expected time of each job that asks for something, times its shares of the cluster."""
     total = np.zeros(3)
     for node in range(frame.nodes[env]):
         if frame.available[env, node]:

@@ -44,7 +44,7 @@ def divide(frame: Frame, truth: Truth, env: int, attained: np.ndarray) -> None:
         placed = False
         shares.looked_at[:] = False
         for agent in range(frame.partitions[env]):
-            count = shares.count[agent]
+            count = shares.size[agent]
             job = elastic.candidate(frame, truth, env, agent, shares)
             if job >= 0:
                 shares.looked_at[job] = True
@@ -52,7 +52,7 @@ def divide(frame: Frame, truth: Truth, env: int, attained: np.ndarray) -> None:
                 count += 1
             _deal(frame, truth, env, agent, count, shares, attained)
             if job >= 0 and shares.amounts[job].any():
-                shares.count[agent] = count
+                shares.size[agent] = count
                 placed = True
     elastic.carry_out(frame, truth, env, shares)
     for position in range(frame.running_count[env]):
@@ -80,9 +80,7 @@ def _deal(frame: Frame, truth: Truth, env: int, agent: int, count: int, shares: 
 
 
 @compiled
-def _next(
-    frame: Frame, env: int, tasks: np.ndarray, service: np.ndarray, most: np.ndarray, shares: Shares
-) -> int:
+def _next(frame: Frame, env: int, tasks: np.ndarray, service: np.ndarray, most: np.ndarray, shares: Shares) -> int:
     """Whose turn it is: within the half of least service the earliest start, then likewise in the other half."""
     count = len(tasks)
     order = np.zeros(count, np.int64)

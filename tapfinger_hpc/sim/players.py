@@ -1,0 +1,98 @@
+"""Policies for the simulator by name; each module is imported when it is asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tapfinger_hpc.errors import ConfigError
+from tapfinger_hpc.sim.episodes import CompiledPlayer, Player
+from tapfinger_hpc.sim.scenarios import Scenario
+
+
+def make(name: str, *, seed: int = 0, **needs: Any) -> Player:
+    """The policy of this name.
+
+    Args:
+        seed: for policies that draw at random.
+        needs: what some policies need beyond that; the others ignore it. ``random`` takes ``scenario``, for the most
+            amounts that a task may be given (16 of each where it is not given).
+
+    Raises:
+        ConfigError: no policy has this name.
+    """
+    maker = _MAKERS.get(name)
+    if maker is None:
+        raise ConfigError(f"policy {name!r} is not known; known: {', '.join(NAMES)}")
+    return maker(seed=seed, **needs)
+
+
+def _random(*, seed: int, scenario: Scenario | None = None, **_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled import random_
+
+    most = np.array([16, 16])
+    if scenario is not None:
+        most = np.max([kind.rate.shape for kind in scenario.types], axis=0) - 1
+    return CompiledPlayer("random", random_.decide, np.array([seed, *most]))
+
+
+def _min(*, seed: int, **_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled import minimum
+
+    return CompiledPlayer("min", minimum.decide, np.array([seed]))
+
+
+def _fifo(**_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled import asking, fifo
+
+    return CompiledPlayer("fifo", fifo.decide, np.array([asking.EFFICIENCY]), knowledge="oracle")
+
+
+def _easy(**_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled import asking, easy
+
+    return CompiledPlayer("easy", easy.decide, np.array([asking.EFFICIENCY]), knowledge="oracle")
+
+
+def _srtf(**_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled import srtf
+
+    return CompiledPlayer("srtf", srtf.decide, knowledge="oracle")
+
+
+def _tetris(**_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled import asking, tetris
+
+    return CompiledPlayer("tetris", tetris.decide, np.array([asking.EFFICIENCY]), knowledge="oracle")
+
+
+def _tiresias(**_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled.tiresias import TiresiasPlayer
+
+    return TiresiasPlayer()
+
+
+def _optimus(**_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled.optimus import OptimusPlayer
+
+    return OptimusPlayer()
+
+
+def _optimus_published(**_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled.optimus import OptimusPlayer
+
+    return OptimusPlayer(published=True)
+
+
+_MAKERS: dict[str, Callable[..., Player]] = {
+    "random": _random,
+    "min": _min,
+    "fifo": _fifo,
+    "easy": _easy,
+    "srtf": _srtf,
+    "tetris": _tetris,
+    "tiresias": _tiresias,
+    "optimus": _optimus,
+    "optimus-published": _optimus_published,
+}
+NAMES = tuple(_MAKERS)
