@@ -138,10 +138,7 @@ def scores(workloads: list[Workload], candidates: list[Prices]) -> np.ndarray:
     frame, truth = core.environments(workloads)
     out = np.zeros((frame.waiting.shape[1], 6), np.int64)
     return np.array(
-        [
-            [play_price(frame, truth, env, prices, out) for env in range(len(workloads))]
-            for prices in _arrays(candidates)
-        ]
+        [[play_price(frame, truth, env, prices.array(), out) for env in range(len(workloads))] for prices in candidates]
     )
 
 
