@@ -22,7 +22,8 @@ TEACHERS = tuple(name for name in registry.NAMES if name != "tapfinger")
 
 
 @click.command()
-@click.option("--imitate", type=click.Choice(TEACHERS), required=True, help="Policy to learn from.")
+@click.option("--scenario", default="", help="Train in this scenario of the paper, or in random ones (random).")
+@click.option("--imitate", type=click.Choice(TEACHERS), help="Without --scenario: policy to learn from, on clusters.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the checkpoint."
 )
@@ -37,16 +38,43 @@ TEACHERS = tuple(name for name in registry.NAMES if name != "tapfinger")
     show_default=True,
     help="Held-out workloads of each sort to validate on; 0 leaves it out.",
 )
-def train(imitate: str, out: Path, minutes: float, steps: int, seed: int, resume: bool, workloads: int) -> None:
-    """Train the policy network to decide as another policy does.
+@click.option("--iterations", type=click.IntRange(min=0), default=0, help="With --scenario: end after so many instead.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="With --scenario: processes.")
+@click.option(
+    "--table", type=click.Path(dir_okay=False, path_type=Path), help="Test-bed measurements (testbed-3, trace-*)."
+)
+@click.option("--start", type=click.Path(file_okay=False, path_type=Path), help="Checkpoint to begin with.")
+@click.option("--from-scratch", is_flag=True, help="With --scenario: no imitation of the price heuristic before PPO.")
+def train(
+    scenario: str,
+    imitate: str | None,
+    out: Path,
+    minutes: float,
+    steps: int,
+    seed: int,
+    resume: bool,
+    workloads: int,
+    iterations: int,
+    workers: int,
+    table: Path | None,
+    start: Path | None,
+    from_scratch: bool,
+) -> None:
+    """Train the policy network.
 
-    It learns from random clusters and workloads in the simulator, in part from states that it has led to itself. Ctrl-C
-    keeps what it has learned so far.
+    With --scenario: in one of the paper's scenarios, or in random ones, first by imitating the price heuristic, then by
+    PPO. Started by torchrun or srun, all processes train together. With --imitate: to decide as another policy does, on
+    random clusters and workloads. Ctrl-C keeps what was last saved; --resume goes on from there.
     """
-    imitation = _load_training()
-    config = imitation.ImitationConfig(minutes=minutes, steps=steps, seed=seed)
     if not resume and (out / "checkpoint.json").exists():
         raise click.UsageError(f"{str(out)!r} already holds a checkpoint: give --resume, or another folder")
+    if scenario:
+        _train_in_scenario(scenario, out, minutes, iterations, seed, resume, workers, table, start, from_scratch)
+        return
+    if imitate is None:
+        raise click.UsageError("give --scenario NAME, or --imitate POLICY")
+    imitation = _load_training()
+    config = imitation.ImitationConfig(minutes=minutes, steps=steps, seed=seed)
     console = Console(stderr=True)
     try:
         with _shown(console, steps > 0) as report:
@@ -60,6 +88,41 @@ def train(imitate: str, out: Path, minutes: float, steps: int, seed: int, resume
     from tapfinger_hpc.training import checkpoint
 
     _show(Console(), out, checkpoint.describe(out))
+
+
+def _train_in_scenario(
+    scenario: str,
+    out: Path,
+    minutes: float,
+    iterations: int,
+    seed: int,
+    resume: bool,
+    workers: int,
+    table: Path | None,
+    start: Path | None,
+    from_scratch: bool,
+) -> None:
+    try:
+        from tapfinger_hpc.training import course, starting
+    except ImportError as error:
+        raise ConfigError(
+            f"training needs {error.name}, which is not installed: pip install 'tapfinger-hpc[train]'"
+        ) from error
+    config = course.CourseConfig(
+        scenario, minutes=minutes, iterations=iterations, seed=seed, teacher="" if from_scratch else "price"
+    )
+    try:
+        info = starting.run(config, out, workers=workers, table=table, start=start, resume=resume)
+    except KeyboardInterrupt:
+        kept = (out / course.STATE).exists()
+        Console(stderr=True).print(f"Stopped; {'go on with --resume' if kept else 'nothing had been saved yet'}.")
+        sys.exit(130)
+    if info is not None:
+        trained = info.training
+        Console().print(
+            f"{out}: weights {info.fingerprint}, {trained.iterations} iterations in {trained.minutes:g} min, "
+            f"{trained.episodes} episodes of {trained.scenario}"
+        )
 
 
 def _load_training():

@@ -160,11 +160,36 @@ class Decoder:
 
 
 def most_probable(offered: Options, of_options: np.ndarray | None, of_waiting: np.ndarray | None) -> np.ndarray:
-    """The most probable option of each row; of equal ones the first."""
+    """The most probable option of each row; of equal ones the first.
+
+    An agent waits where waiting is more probable than not, unless the agents together would rather take its first task
+    than leave it: where several could do it as well, none is sure that it is the one.
+    """
     assert of_options is not None
-    return _best_of_rows(
-        of_options, offered.row_of, of_waiting if of_waiting is not None else np.zeros(0, np.float32), len(offered.env)
-    )
+    rows = len(offered.env)
+    best = _best_of_rows(of_options, offered.row_of, np.zeros(0), rows)
+    if of_waiting is None or not len(of_waiting):
+        return best
+    wanted = _wanted(offered, np.exp(of_options))
+    return np.where((np.exp(of_waiting) < 0.5) | (wanted[best] > 0.5), best, WAIT)
+
+
+@compiled
+def _wanted(offered: Options, probability: np.ndarray) -> np.ndarray:
+    """[option] sum over all agents of its environment of the probability that they give to its task."""
+    total = np.zeros(len(probability))
+    begun = 0
+    while begun < len(probability):
+        env = offered.env[offered.row_of[begun]]
+        ended = begun
+        while ended < len(probability) and offered.env[offered.row_of[ended]] == env:
+            ended += 1
+        for option in range(begun, ended):
+            for other in range(begun, ended):
+                if offered.value[other] == offered.value[option]:
+                    total[option] += probability[other]
+        begun = ended
+    return total
 
 
 class Draw:

@@ -1,11 +1,18 @@
-"""Makes a network's rounds choose what another policy's list of placements says, and labels them so."""
+"""Imitation: the network's rounds choose what a compiled policy's list of placements says, and are labelled so."""
+
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from tapfinger_hpc.features.options import Options
 from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.nets.policy_network import PolicyNetwork
+from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import compiled
-from tapfinger_hpc.training.decoding import WAIT
+from tapfinger_hpc.sim.scenarios import Workload
+from tapfinger_hpc.training.decoding import WAIT, Decision, Decoder, Draw
+from tapfinger_hpc.training.team import Team
 
 
 class Follow:
@@ -78,3 +85,72 @@ def _places(
             option += 1
         chosen[row] = found if found >= 0 else begun
     return chosen
+
+
+def lessons(
+    network: PolicyNetwork,
+    decide,
+    parameters: np.ndarray,
+    workloads: Sequence[Workload],
+    own_share: float,
+    source: np.random.Generator,
+) -> list[Decision]:
+    """Plays one episode of each workload, in each slot either as the teacher says, which is kept, or as the network
+    draws: so it meets states to which its own decisions lead.
+    """
+    frame, truth = core.environments(list(workloads))
+    own_decoder, teacher_decoder, draw = Decoder(network, frame), Decoder(None, frame), Draw(source)
+    kept: list[Decision] = []
+    envs = np.arange(len(workloads))
+    while len(envs):
+        own = source.random(len(envs)) < own_share
+        if own.any():
+            own_decoder.decide(frame, truth, envs[own], draw)
+        taught = envs[~own]
+        if len(taught):
+            follow = Follow(decide, parameters, frame, taught)
+            decision = teacher_decoder.decide(frame, truth, taught, follow, record=True)
+            if decision.steps:
+                kept.append(decision)
+        for env in envs.tolist():
+            core.advance(frame, truth, env)
+        envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
+    return kept
+
+
+def learn(
+    network: PolicyNetwork,
+    optimizer: torch.optim.Optimizer,
+    taught: Sequence[Decision],
+    source: np.random.Generator,
+    team: Team,
+    *,
+    slots: int,
+    norm: float,
+) -> float:
+    """One pass over labelled decisions; the mean cross-entropy of the teacher's choices."""
+    losses = []
+    parameters = list(network.parameters())
+    steps = round(team.greatest(-(-len(taught) // slots)))
+    for chosen in np.array_split(source.permutation(len(taught)), steps):
+        optimizer.zero_grad()
+        decisions = [taught[index] for index in chosen]
+        rows = max(1, sum(len(step.chosen) for decision in decisions for step in decision.steps))
+        total = 0.0
+        for decision in decisions:
+            embeddings = network.encode(decision.graphs)
+            loss = torch.zeros(())
+            for step in decision.steps:
+                of_options, of_waiting = network.log_probabilities(embeddings, step.rows)
+                labels = torch.from_numpy(step.chosen)
+                found = of_options[labels.clamp(min=0)]
+                if len(of_waiting):
+                    found = torch.where(labels == WAIT, of_waiting, found)
+                loss = loss - found.sum() / rows
+            loss.backward()
+            total += loss.item()
+        team.average(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, norm, error_if_nonfinite=True)
+        optimizer.step()
+        losses.append(total)
+    return float(np.mean(losses))

@@ -4,7 +4,7 @@ After the paper: all agents of an environment share a team reward, and the criti
 things were found to matter. The reward is moved in time so that it is paid when its cause is decided (a placement pays
 for what it takes longer than it could at best, a slot for the tasks that wait), which leaves the episode's sum as it
 is. The discount is below 1. And several episodes are played on every workload: arrivals cause most of the spread of
-returns, so an episode is measured against its siblings at the same slot, which met the same arrivals (Mao et al.,
+returns, so an episode is measured against its siblings at the same slot, which met the same arrivals (after Mao et al.,
 "Variance reduction for reinforcement learning in input-driven environments", ICLR'19).
 """
 
@@ -19,25 +19,27 @@ from tapfinger_hpc.nets.policy_network import Critic, PolicyNetwork
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.scenarios import Workload
 from tapfinger_hpc.training.decoding import WAIT, Decision, Decoder, Draw
+from tapfinger_hpc.training.team import Team
 
 
 class PPOConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How PPO goes; every default beside its reason."""
 
     workloads: int = 8
-    """Different workloads in one collection."""
+    """Different workloads in one collection, over all processes."""
     siblings: int = 8
     """Episodes on each of them."""
-    discount: float = 0.95
-    """For each slot. With 1 the noise of all later arrivals drowns what a decision does."""
+    discount: float = 0.86
+    """For the time that a task takes at best. With 1 the noise of all later arrivals drowns what a decision does."""
     trace: float = 0.95
-    """Lambda of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation, for each slot."""
     clip: float = 0.2
     repeats: int = 2
     """Passes over what was collected."""
     slots: int = 4
     """Slots of all environments in one step of the optimiser."""
     learning_rate: float = 3e-4
+    """At the start; falls to a twentieth."""
     critic_rate: float = 1e-3
     entropy: float = 0.0
     norm: float = 0.5
@@ -49,15 +51,20 @@ class Collected:
     """Episodes as they were played, slot by slot."""
 
     decisions: list[Decision]
-    rewards: np.ndarray  # float64 [slot, env]
+    rewards: np.ndarray  # float64 [slot, env] in units of what a usual slot costs
     alive: np.ndarray  # bool [slot, env]
+    discount: np.ndarray  # float64 [env] for each slot
     mean_jct: np.ndarray  # float64 [env]
 
 
-def collect(network: PolicyNetwork, workloads: Sequence[Workload], source: np.random.Generator) -> Collected:
+def collect(
+    network: PolicyNetwork, workloads: Sequence[Workload], config: PPOConfig, source: np.random.Generator
+) -> Collected:
     """Plays one episode of each workload with drawn actions, and keeps everything."""
     frame, truth = core.environments(list(workloads))
     decoder, draw = Decoder(network, frame), Draw(source)
+    best = np.array([np.mean([kind.slots.min() for kind in each.scenario.types]) for each in workloads])
+    usual = best * [each.scenario.arrivals for each in workloads]
     envs = np.arange(len(workloads))
     decisions: list[Decision] = []
     rewards: list[np.ndarray] = []
@@ -66,7 +73,7 @@ def collect(network: PolicyNetwork, workloads: Sequence[Workload], source: np.ra
         decision = decoder.decide(frame, truth, envs, draw, record=True)
         reward, here = np.zeros(len(workloads)), np.zeros(len(workloads), bool)
         here[envs] = True
-        reward[envs] = -(decision.excess + frame.waiting_count[envs])
+        reward[envs] = -(decision.excess + frame.waiting_count[envs]) / usual[envs]
         for env in envs.tolist():
             core.advance(frame, truth, env)
         decisions.append(decision)
@@ -74,19 +81,17 @@ def collect(network: PolicyNetwork, workloads: Sequence[Workload], source: np.ra
         alive.append(here)
         envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
     mean_jct = np.array([core.mean_completion_time(frame, truth, env) for env in range(len(workloads))])
-    return Collected(decisions, np.array(rewards), np.array(alive), mean_jct)
+    return Collected(decisions, np.array(rewards), np.array(alive), config.discount ** (1 / best), mean_jct)
 
 
-def advantages(
-    collected: Collected, values: np.ndarray, siblings: int, config: PPOConfig
-) -> tuple[np.ndarray, np.ndarray]:
+def advantages(collected: Collected, values: np.ndarray, siblings: int, trace: float) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and returns, float64 [slot, env]; ``values`` is the critic's, 0 where an episode is over."""
     slots, envs = collected.rewards.shape
     advantage = np.zeros((slots, envs))
     following, next_value = np.zeros(envs), np.zeros(envs)
     for slot in range(slots - 1, -1, -1):
-        surprise = collected.rewards[slot] + config.discount * next_value - values[slot]
-        following = np.where(collected.alive[slot], surprise + config.discount * config.trace * following, 0.0)
+        surprise = collected.rewards[slot] + collected.discount * next_value - values[slot]
+        following = np.where(collected.alive[slot], surprise + collected.discount * trace * following, 0.0)
         advantage[slot] = following
         next_value = values[slot]
     returns = advantage + values
@@ -101,68 +106,75 @@ def advantages(
 class Learner:
     """Actor, critic and their optimisers."""
 
-    def __init__(self, network: PolicyNetwork, critic: Critic, config: PPOConfig, scale: float) -> None:
-        """``scale``: a typical reward of a slot, by which rewards are divided."""
-        self.network, self.critic, self.config, self.scale = network, critic, config, scale
+    def __init__(self, network: PolicyNetwork, critic: Critic, config: PPOConfig, team: Team) -> None:
+        self.network, self.critic, self.config, self.team = network, critic, config, team
         self.actor_optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5)
         self.critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.critic_rate, eps=1e-5)
 
     def learn(self, collected: Collected, source: np.random.Generator) -> dict[str, float]:
         """One update from what was collected; returns what is worth logging."""
-        collected.rewards = collected.rewards / self.scale
         values = np.zeros(collected.rewards.shape)
         with torch.no_grad():
             for slot, decision in enumerate(collected.decisions):
                 values[slot, decision.envs] = self.critic(decision.graphs).numpy()
-        advantage, returns = advantages(collected, values, self.config.siblings, self.config)
+        advantage, returns = advantages(collected, values, self.config.siblings, self.config.trace)
         told: dict[str, list[float]] = {"policy_loss": [], "value_loss": [], "clipped": [], "entropy": [], "kl": []}
+        slots = len(collected.decisions)
+        steps = round(self.team.greatest(-(-slots // self.config.slots)))
         for _ in range(self.config.repeats):
-            order = source.permutation(len(collected.decisions))
-            for first in range(0, len(order), self.config.slots):
-                chosen = order[first : first + self.config.slots]
+            for chosen in np.array_split(source.permutation(slots), steps):
                 self._step([collected.decisions[slot] for slot in chosen], advantage[chosen], returns[chosen], told)
-        explained = 1 - np.var((returns - values)[collected.alive]) / np.var(returns[collected.alive])
+        alive = collected.alive
+        explained = 1 - np.var((returns - values)[alive]) / max(1e-12, np.var(returns[alive]))
         return {name: float(np.mean(found)) for name, found in told.items()} | {"explained": float(explained)}
 
     def _step(
         self, decisions: list[Decision], advantage: np.ndarray, returns: np.ndarray, told: dict[str, list[float]]
     ) -> None:
-        config = self.config
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
         rows = max(1, sum(len(step.chosen) for decision in decisions for step in decision.steps))
-        states = sum(len(decision.envs) for decision in decisions)
-        totals = np.zeros(5)
+        states = max(1, sum(len(decision.envs) for decision in decisions))
+        totals = dict.fromkeys(told, 0.0)
         for decision, of_env, wanted in zip(decisions, advantage, returns, strict=True):
             value = self.critic(decision.graphs)
             value_loss = ((value - torch.from_numpy(wanted[decision.envs]).float()) ** 2).sum() / states
             value_loss.backward()
-            totals[1] += value_loss.item()
-            if not decision.steps:
-                continue
-            embeddings = self.network.encode(decision.graphs)
-            loss = torch.zeros(())
-            for step in decision.steps:
-                of_options, of_waiting = self.network.log_probabilities(embeddings, step.rows)
-                chosen = torch.from_numpy(step.chosen)
-                now = of_options[chosen.clamp(min=0)]
-                if len(of_waiting):
-                    now = torch.where(chosen == WAIT, of_waiting, now)
-                change = now - torch.from_numpy(step.log_probability)
-                ratio = change.exp()
-                worth = torch.from_numpy(of_env[decision.envs[step.env]]).float()
-                gain = torch.minimum(ratio * worth, ratio.clamp(1 - config.clip, 1 + config.clip) * worth)
-                entropy = -(of_options.exp() * of_options).sum() - (of_waiting.exp() * of_waiting).sum()
-                loss = loss - (gain.sum() + config.entropy * entropy) / rows
-                with torch.no_grad():
-                    totals[2] += float(((ratio - 1).abs() > config.clip).sum()) / rows
-                    totals[3] += float(entropy) / rows
-                    totals[4] += float((ratio - 1 - change).sum()) / rows
-            loss.backward()
-            totals[0] += loss.item()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.norm)
-        torch.nn.utils.clip_grad_norm_(self.critic.parameters(), config.norm)
-        self.actor_optimizer.step()
-        self.critic_optimizer.step()
-        for name, total in zip(told, totals, strict=True):
-            told[name].append(float(total))
+            totals["value_loss"] += value_loss.item()
+            if decision.steps:
+                self._add_policy_gradient(decision, of_env, rows, totals)
+        for optimizer, parameters in (
+            (self.actor_optimizer, list(self.network.parameters())),
+            (self.critic_optimizer, list(self.critic.parameters())),
+        ):
+            self.team.average(parameters)
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.norm, error_if_nonfinite=True)
+            optimizer.step()
+        for name, total in totals.items():
+            told[name].append(total)
+
+    def _add_policy_gradient(
+        self, decision: Decision, advantage: np.ndarray, rows: int, totals: dict[str, float]
+    ) -> None:
+        """Adds the gradient of the clipped objective of all choices of one slot."""
+        config = self.config
+        embeddings = self.network.encode(decision.graphs)
+        loss = torch.zeros(())
+        for step in decision.steps:
+            of_options, of_waiting = self.network.log_probabilities(embeddings, step.rows)
+            chosen = torch.from_numpy(step.chosen)
+            now = of_options[chosen.clamp(min=0)]
+            if len(of_waiting):
+                now = torch.where(chosen == WAIT, of_waiting, now)
+            change = now - torch.from_numpy(step.log_probability)
+            ratio = change.exp()
+            worth = torch.from_numpy(advantage[decision.envs[step.env]]).float()
+            gain = torch.minimum(ratio * worth, ratio.clamp(1 - config.clip, 1 + config.clip) * worth)
+            entropy = -(of_options.exp() * of_options).sum() - (of_waiting.exp() * of_waiting).sum()
+            loss = loss - (gain.sum() + config.entropy * entropy) / rows
+            with torch.no_grad():
+                totals["clipped"] += ((ratio - 1).abs() > config.clip).sum().item() / rows
+                totals["entropy"] += entropy.item() / rows
+                totals["kl"] += (ratio - 1 - change).sum().item() / rows
+        loss.backward()
+        totals["policy_loss"] += loss.item()
