@@ -1,8 +1,8 @@
 """Tetris: packing in several resources that leans to short jobs (Grandl et al., SIGCOMM'14), with requested amounts.
 
 Of all jobs and nodes that go together now, the pair with the highest score comes first: the alignment of what the job
-asks for (``asking``) with what the node has free (dot product of shares of the node), less epsilon times the work of the
-job, where epsilon makes the means of both weigh alike. Their knob for fairness is left at none.
+asks for (``asking``) with what the node has free (dot product of shares of the node), less epsilon times its work,
+where epsilon makes the means of both weigh alike. Their knob for fairness is left at none.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@ utils/benchmark.py): discretised two-dimensional least attained service, all GPU
 
 GPUs go one by one to the longest-running task of the half with the least attained service (GPU-slots so far, with
 those dealt out just now), each up to the most that a task may have; CPUs are then shared evenly among those with GPUs.
-A task may be left with nothing, or with less than it can run on.
+A task may be left with no or too few GPUs, and then stands still.
 """
 
 import numpy as np
@@ -76,7 +76,7 @@ def _deal(frame: Frame, truth: Truth, env: int, agent: int, count: int, shares: 
             break
         shares.amounts[tasks[chosen], 1] += 1
         service[chosen] += 1
-    _share_cpus(frame.capacity[env, node, 0], tasks, most, shares)
+    _share_cpus(frame, env, frame.capacity[env, node, 0], tasks, most, shares)
 
 
 @compiled
@@ -106,24 +106,23 @@ def _next(frame: Frame, env: int, tasks: np.ndarray, service: np.ndarray, most: 
 
 
 @compiled
-def _share_cpus(cpus: int, tasks: np.ndarray, most: np.ndarray, shares: Shares) -> None:
-    """Evenly among the tasks with GPUs; what does not divide goes to them one by one, in the order of their starts."""
-    served = 0
+def _share_cpus(frame: Frame, env: int, cpus: int, tasks: np.ndarray, most: np.ndarray, shares: Shares) -> None:
+    """Evenly among the tasks with GPUs, those that came in first getting what does not divide; but each its least.
+
+    The authors' program knows one least number of CPUs for all types, and then that follows. Without it, tasks of a
+    type that needs more than an even share may stand still for ever.
+    """
     for job in tasks:
-        served += shares.amounts[job, 1] > 0
-    if served == 0:
-        return
-    even = cpus // served
-    for position in range(len(tasks)):
-        if shares.amounts[tasks[position], 1] > 0:
-            shares.amounts[tasks[position], 0] = min(even, most[position, 0])
-            cpus -= shares.amounts[tasks[position], 0]
-    given = True
-    while given and cpus > 0:
-        given = False
+        if shares.amounts[job, 1] > 0:
+            shares.amounts[job, 0] = frame.menu[env, frame.kind[env, job], 0, 0]
+            cpus -= shares.amounts[job, 0]
+    for _ in range(cpus):
+        poorest = -1
         for position in range(len(tasks)):
-            job = tasks[position]
-            if cpus > 0 and shares.amounts[job, 1] > 0 and shares.amounts[job, 0] < most[position, 0]:
-                shares.amounts[job, 0] += 1
-                cpus -= 1
-                given = True
+            held = shares.amounts[tasks[position]]
+            can_take = held[1] > 0 and held[0] < most[position, 0]
+            if can_take and (poorest < 0 or held[0] < shares.amounts[tasks[poorest], 0]):
+                poorest = position
+        if poorest < 0:
+            return
+        shares.amounts[tasks[poorest], 0] += 1
