@@ -82,7 +82,8 @@ def tasks(frame: Frame, envs: np.ndarray, waits: np.ndarray, round_: int, scratc
     """For every agent that does not wait and has a task that fits, the tasks that it may take.
 
     Args:
-        waits: bool [B, P] agents that have chosen to wait in this decision.
+        waits: bool [B, P] agents that have chosen to wait in this decision. Those without an option are added: room
+            only shrinks while a decision is made.
     """
     most_rows, most_options = 0, 0
     for env in envs:
@@ -168,6 +169,7 @@ def tasks(frame: Frame, envs: np.ndarray, waits: np.ndarray, round_: int, scratc
                 row[6 * LEVELS + 6] = np.log(alike[kind])
                 options += 1
             if options == begun:
+                waits[env, partition] = True
                 continue
             for option in range(begun, options):
                 for level in range(LEVELS):

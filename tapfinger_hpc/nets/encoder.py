@@ -25,10 +25,7 @@ class AttentionRound(nn.Module):
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
         self.attention = nn.ModuleDict(
-            {
-                edge[1]: GATv2Conv((hidden, hidden), hidden // heads, heads=heads, add_self_loops=False)
-                for edge in EDGES
-            }
+            {edge[1]: GATv2Conv((hidden, hidden), hidden // heads, heads=heads, add_self_loops=False) for edge in EDGES}
         )
         self.own = nn.ModuleDict({kind: nn.Linear(hidden, hidden) for kind in LISTENING})
         self.norm = nn.ModuleDict({kind: nn.LayerNorm(hidden) for kind in LISTENING})

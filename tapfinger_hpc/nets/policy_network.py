@@ -1,20 +1,26 @@
 """The actor: graph encoder, task pointer with "wait", and a pointer at a node with amounts.
 
 All agents share the weights; none of their sizes depends on how many partitions, nodes, tasks or amounts there are.
-Rows of options of any number of environments go through together, and each gets the probabilities that it would get alone.
+Rows of options of any number of environments go through together, and each gets the probabilities that it would get
+alone.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tapfinger_hpc.features.graph import Graphs
+from tapfinger_hpc.features.graph import COLUMNS, EDGES, KINDS, Graphs
 from tapfinger_hpc.features.options import AGENT_COLUMNS, PLACE_COLUMNS, TASK_COLUMNS, Options
 from tapfinger_hpc.nets.encoder import Encoder
 from tapfinger_hpc.nets.tensors import log_softmax
 
 Embeddings = dict[str, Tensor]
+_USUAL_SIZE = 8.0
+"""Sums over graph nodes are divided by so much, to be of the size of one."""
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,24 +52,104 @@ class Pointer(nn.Module):
         return scores
 
 
+@dataclass(frozen=True)
+class GraphTensors:
+    """Graphs side by side, as tensors."""
+
+    features: dict[str, Tensor]
+    edges: dict[tuple[str, str, str], Tensor]
+    owner: dict[str, Tensor]
+    """Kind -> int64 [graph nodes of that kind] the graph that each belongs to."""
+    count: int
+
+    @classmethod
+    def of(cls, graphs: Graphs) -> "GraphTensors":
+        return cls.together([graphs])
+
+    @classmethod
+    def together(cls, several: Sequence[Graphs]) -> "GraphTensors":
+        """Several, one after the other."""
+        sizes = np.array([[len(graphs.features[kind]) for kind in KINDS] for graphs in several])
+        before = dict(zip(KINDS, (np.cumsum(sizes, axis=0) - sizes).T, strict=True))  # kind -> [graphs]
+        edges = {
+            edge: np.concatenate(
+                [
+                    graphs.edges[edge] + np.array([[before[edge[0]][number]], [before[edge[2]][number]]])
+                    for number, graphs in enumerate(several)
+                ],
+                axis=1,
+            )
+            for edge in EDGES
+        }
+        owner = {
+            kind: np.concatenate(
+                [
+                    np.repeat(np.arange(len(graphs.coordinator)), np.diff(graphs.first[:, column]))
+                    + before["coordinator"][number]
+                    for number, graphs in enumerate(several)
+                ]
+            )
+            for column, kind in enumerate(KINDS[:-1])
+        }
+        return cls(
+            {kind: torch.from_numpy(np.concatenate([graphs.features[kind] for graphs in several])) for kind in KINDS},
+            {edge: torch.from_numpy(pairs) for edge, pairs in edges.items()},
+            {kind: torch.from_numpy(owners) for kind, owners in owner.items()},
+            int(sizes[:, -1].sum()),
+        )
+
+
+@dataclass(frozen=True)
 class Rows:
     """Options as tensors, with the positions of what they are about among the graph nodes."""
 
-    def __init__(self, graphs: Graphs, envs: np.ndarray, options: Options) -> None:
+    task: bool
+    """Whether tasks are chosen (and waiting may be)."""
+    partitions: Tensor  # int64 [row]
+    jobs: Tensor  # int64 [row] pending graph node; of no use where the task is what is chosen
+    agents: Tensor  # float32 [row, AGENT_COLUMNS]
+    row_of: Tensor  # int64 [option]
+    pointed: Tensor  # int64 [option] pending graph node, or node
+    features: Tensor  # float32 [option, TASK_COLUMNS or PLACE_COLUMNS]
+
+    @property
+    def count(self) -> int:
+        return len(self.partitions)
+
+    @classmethod
+    def of(cls, graphs: Graphs, envs: np.ndarray, options: Options, *, task: bool) -> "Rows":
+        """``envs``: the environments that the graphs are of."""
         first = graphs.first[options.env]  # [row, 4]
-        task = len(options.job) > 0 and options.job[0] < 0
-        option_env = options.env[options.row_of]
-        pointed = (
-            graphs.pending_of[envs[option_env], options.value] if task else first[options.row_of, 1] + options.value
+        if task:
+            jobs = np.full(len(options.env), -1)
+            pointed = graphs.pending_of[envs[options.env[options.row_of]], options.value]
+        else:
+            jobs = graphs.pending_of[envs[options.env], options.job]
+            pointed = first[options.row_of, 1] + options.value
+        return cls(
+            task,
+            torch.from_numpy(first[:, 0] + options.partition),
+            torch.from_numpy(jobs),
+            torch.from_numpy(options.agents),
+            torch.from_numpy(options.row_of),
+            torch.from_numpy(pointed),
+            torch.from_numpy(options.features),
         )
-        self.task = task
-        self.count = len(options.env)
-        self.partitions = torch.from_numpy(first[:, 0] + options.partition)
-        self.jobs = None if task else torch.from_numpy(graphs.pending_of[envs[options.env], options.job])
-        self.agents = torch.from_numpy(options.agents)
-        self.row_of = torch.from_numpy(options.row_of)
-        self.pointed = torch.from_numpy(pointed)
-        self.features = torch.from_numpy(options.features)
+
+    @classmethod
+    def together(cls, several: Sequence["Rows"], first: Sequence[tuple[int, int, int]]) -> "Rows":
+        """Several of one head as one; ``first`` are the positions of the graphs' first partition, node, pending."""
+        task = several[0].task
+        rows = np.cumsum([0, *(each.count for each in several[:-1])])
+        return cls(
+            task,
+            torch.cat([each.partitions + start[0] for each, start in zip(several, first, strict=True)]),
+            torch.cat([each.jobs + start[2] for each, start in zip(several, first, strict=True)]),
+            torch.cat([each.agents for each in several]),
+            torch.cat([each.row_of + int(begun) for each, begun in zip(several, rows, strict=True)]),
+            torch.cat([each.pointed + start[2 if task else 1] for each, start in zip(several, first, strict=True)]),
+            torch.cat([each.features for each in several]),
+        )
 
 
 class PolicyNetwork(nn.Module):
@@ -79,18 +165,15 @@ class PolicyNetwork(nn.Module):
         self.task = Pointer(hidden + agent, len(TASK_COLUMNS), hidden)
         self.place = Pointer(2 * hidden + agent, len(PLACE_COLUMNS), hidden)
 
-    def encode(self, graphs: Graphs) -> Embeddings:
+    def encode(self, graphs: GraphTensors) -> Embeddings:
         """Kind -> [graph nodes of that kind, hidden]; once per decision."""
-        embeddings: Embeddings = self.encoder(
-            {kind: torch.from_numpy(values) for kind, values in graphs.features.items()},
-            {edge: torch.from_numpy(np.ascontiguousarray(pairs)) for edge, pairs in graphs.edges.items()},
-        )
+        embeddings: Embeddings = self.encoder(graphs.features, graphs.edges)
         return embeddings
 
     def log_probabilities(self, embeddings: Embeddings, rows: Rows) -> tuple[Tensor, Tensor]:
         """Of every option [option] and, where tasks are chosen, of waiting [row] (otherwise empty)."""
         known = embeddings["partition"][rows.partitions]
-        if rows.jobs is not None:
+        if not rows.task:
             known = torch.cat([known, embeddings["pending"][rows.jobs]], dim=1)
         known = torch.cat([known, rows.agents], dim=1)
         if not rows.task:
@@ -108,8 +191,6 @@ class Critic(nn.Module):
 
     def __init__(self, hidden: int = 64) -> None:
         super().__init__()
-        from tapfinger_hpc.features.graph import COLUMNS
-
         self.enter = nn.ModuleDict(
             {
                 kind: nn.Sequential(nn.Linear(len(columns), hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
@@ -124,17 +205,14 @@ class Critic(nn.Module):
             nn.Linear(hidden, 1),
         )
 
-    def forward(self, graphs: Graphs) -> Tensor:
-        """[environment] values."""
-        count = len(graphs.coordinator)
+    def forward(self, graphs: GraphTensors) -> Tensor:
+        """[graph] values."""
         parts = []
-        for number, (kind, values) in enumerate(graphs.features.items()):
-            entered = self.enter[kind](torch.from_numpy(values))
-            if kind == "coordinator":
-                parts.append(entered)
-                continue
-            sizes = np.diff(graphs.first[:, number])
-            owner = torch.from_numpy(np.repeat(np.arange(count), sizes))
-            parts.append(entered.new_zeros(count, entered.shape[1]).index_add(0, owner, entered) / 8)
+        for kind, values in graphs.features.items():
+            entered = self.enter[kind](values)
+            if kind in graphs.owner:
+                summed = entered.new_zeros(graphs.count, entered.shape[1]).index_add(0, graphs.owner[kind], entered)
+                entered = summed / _USUAL_SIZE
+            parts.append(entered)
         value: Tensor = self.out(torch.cat(parts, dim=1)).squeeze(-1)
         return value

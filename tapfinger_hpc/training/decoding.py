@@ -5,18 +5,19 @@ An agent that waits is done for this decision. The graph is encoded once; what c
 options. How choices are made (drawn, most probable, as a teacher says) is the caller's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.features.graph import Graphs
 from tapfinger_hpc.features.measures import Measures
 from tapfinger_hpc.features.options import Options
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.nets.policy_network import PolicyNetwork, Rows
+from tapfinger_hpc.nets.policy_network import Embeddings, GraphTensors, PolicyNetwork, Rows
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import Truth, compiled
 
@@ -35,6 +36,22 @@ class Step:
     log_probability: np.ndarray  # float32 [row] as it was when the choice was made
     env: np.ndarray  # int64 [row] position among the environments
 
+    @classmethod
+    def together(cls, several: "Sequence[Step]", starts: Sequence[tuple[int, int, int, int]]) -> "Step":
+        """Several of one head as one; ``starts`` are the first partition, node, pending and environment of each."""
+        options = np.cumsum([0, *(len(step.rows.row_of) for step in several[:-1])])
+        return cls(
+            Rows.together([step.rows for step in several], [start[:3] for start in starts]),
+            np.concatenate(
+                [
+                    np.where(step.chosen == WAIT, WAIT, step.chosen + begun)
+                    for step, begun in zip(several, options, strict=True)
+                ]
+            ),
+            np.concatenate([step.log_probability for step in several]),
+            np.concatenate([step.env + start[3] for step, start in zip(several, starts, strict=True)]),
+        )
+
 
 @dataclass
 class Decision:
@@ -45,6 +62,42 @@ class Decision:
     steps: list[Step]
     excess: np.ndarray  # float64 [env] seconds by which what was placed takes longer than it could at best
     placed: np.ndarray  # int64 [env]
+
+
+class Batch:
+    """Several decisions as one: to learn from them takes few large products instead of many small ones."""
+
+    def __init__(self, decisions: Sequence[Decision]) -> None:
+        self.graphs = GraphTensors.together([decision.graphs for decision in decisions])
+        self.steps: list[Step] = []
+        """One for each head that has rows."""
+        sizes = np.array([(*decision.graphs.first[-1, :3], len(decision.envs)) for decision in decisions])
+        starts = np.cumsum(sizes, axis=0) - sizes
+        for task in (True, False):
+            found = [
+                (step, (int(start[0]), int(start[1]), int(start[2]), int(start[3])))
+                for decision, start in zip(decisions, starts, strict=True)
+                for step in decision.steps
+                if step.rows.task == task
+            ]
+            if found:
+                self.steps.append(Step.together([step for step, _ in found], [start for _, start in found]))
+
+    @property
+    def rows(self) -> int:
+        return sum(len(step.chosen) for step in self.steps)
+
+
+def log_probability_of_chosen(
+    network: PolicyNetwork, embeddings: Embeddings, step: Step
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[row] of what was chosen; with those of all options and of waiting."""
+    of_options, of_waiting = network.log_probabilities(embeddings, step.rows)
+    chosen = torch.from_numpy(step.chosen)
+    found = of_options[chosen.clamp(min=0)]
+    if len(of_waiting):
+        found = torch.where(chosen == WAIT, of_waiting, found)
+    return found, of_options, of_waiting
 
 
 @compiled
@@ -117,11 +170,11 @@ class Decoder:
             offered = options.tasks(frame, envs, waits, number, self._scratch)
             if not len(offered.env):
                 break
-            rows = Rows(graphs, envs, offered)
+            rows = Rows.of(graphs, envs, offered, task=True)
             of_options = of_waiting = None
             if self.network is not None:
                 if embeddings is None:
-                    embeddings = self.network.encode(graphs)
+                    embeddings = self.network.encode(GraphTensors.of(graphs))
                 found = self.network.log_probabilities(embeddings, rows)
                 of_options, of_waiting = found[0].numpy(), found[1].numpy()
             chosen = choose(offered, of_options, of_waiting)
@@ -147,7 +200,7 @@ class Decoder:
                 offered.value[chosen[winners]],
                 self._scratch,
             )
-            where = Rows(graphs, envs, places)
+            where = Rows.of(graphs, envs, places, task=False)
             of_places = None
             if self.network is not None and embeddings is not None:
                 of_places = self.network.log_probabilities(embeddings, where)[0].numpy()

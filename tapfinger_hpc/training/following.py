@@ -11,7 +11,7 @@ from tapfinger_hpc.nets.policy_network import PolicyNetwork
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import compiled
 from tapfinger_hpc.sim.scenarios import Workload
-from tapfinger_hpc.training.decoding import WAIT, Decision, Decoder, Draw
+from tapfinger_hpc.training.decoding import WAIT, Batch, Decision, Decoder, Draw, log_probability_of_chosen
 from tapfinger_hpc.training.team import Team
 
 
@@ -134,23 +134,15 @@ def learn(
     steps = round(team.greatest(-(-len(taught) // slots)))
     for chosen in np.array_split(source.permutation(len(taught)), steps):
         optimizer.zero_grad()
-        decisions = [taught[index] for index in chosen]
-        rows = max(1, sum(len(step.chosen) for decision in decisions for step in decision.steps))
-        total = 0.0
-        for decision in decisions:
-            embeddings = network.encode(decision.graphs)
-            loss = torch.zeros(())
-            for step in decision.steps:
-                of_options, of_waiting = network.log_probabilities(embeddings, step.rows)
-                labels = torch.from_numpy(step.chosen)
-                found = of_options[labels.clamp(min=0)]
-                if len(of_waiting):
-                    found = torch.where(labels == WAIT, of_waiting, found)
-                loss = loss - found.sum() / rows
-            loss.backward()
-            total += loss.item()
+        batch = Batch([taught[index] for index in chosen])
+        embeddings = network.encode(batch.graphs)
+        loss = torch.zeros((), requires_grad=True)
+        for step in batch.steps:
+            found, _, _ = log_probability_of_chosen(network, embeddings, step)
+            loss = loss - found.sum() / batch.rows
+        loss.backward()
         team.average(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, norm, error_if_nonfinite=True)
         optimizer.step()
-        losses.append(total)
+        losses.append(loss.item())
     return float(np.mean(losses))

@@ -15,10 +15,10 @@ import msgspec
 import numpy as np
 import torch
 
-from tapfinger_hpc.nets.policy_network import Critic, PolicyNetwork
+from tapfinger_hpc.nets.policy_network import Critic, GraphTensors, PolicyNetwork
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.scenarios import Workload
-from tapfinger_hpc.training.decoding import WAIT, Decision, Decoder, Draw
+from tapfinger_hpc.training.decoding import Batch, Decision, Decoder, Draw, log_probability_of_chosen
 from tapfinger_hpc.training.team import Team
 
 
@@ -116,7 +116,7 @@ class Learner:
         values = np.zeros(collected.rewards.shape)
         with torch.no_grad():
             for slot, decision in enumerate(collected.decisions):
-                values[slot, decision.envs] = self.critic(decision.graphs).numpy()
+                values[slot, decision.envs] = self.critic(GraphTensors.of(decision.graphs)).numpy()
         advantage, returns = advantages(collected, values, self.config.siblings, self.config.trace)
         told: dict[str, list[float]] = {"policy_loss": [], "value_loss": [], "clipped": [], "entropy": [], "kl": []}
         slots = len(collected.decisions)
@@ -131,50 +131,40 @@ class Learner:
     def _step(
         self, decisions: list[Decision], advantage: np.ndarray, returns: np.ndarray, told: dict[str, list[float]]
     ) -> None:
+        config, batch = self.config, Batch(decisions)
+        worth = _of_states(advantage, decisions)
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
-        rows = max(1, sum(len(step.chosen) for decision in decisions for step in decision.steps))
-        states = max(1, sum(len(decision.envs) for decision in decisions))
-        totals = dict.fromkeys(told, 0.0)
-        for decision, of_env, wanted in zip(decisions, advantage, returns, strict=True):
-            value = self.critic(decision.graphs)
-            value_loss = ((value - torch.from_numpy(wanted[decision.envs]).float()) ** 2).sum() / states
-            value_loss.backward()
-            totals["value_loss"] += value_loss.item()
-            if decision.steps:
-                self._add_policy_gradient(decision, of_env, rows, totals)
+        value_loss = ((self.critic(batch.graphs) - _of_states(returns, decisions)) ** 2).mean()
+        value_loss.backward()
+        embeddings = self.network.encode(batch.graphs)
+        loss = torch.zeros((), requires_grad=True)
+        clipped = entropy = kl = 0.0
+        for step in batch.steps:
+            now, of_options, of_waiting = log_probability_of_chosen(self.network, embeddings, step)
+            change = now - torch.from_numpy(step.log_probability)
+            ratio = change.exp()
+            gain = worth[torch.from_numpy(step.env)]
+            gain = torch.minimum(ratio * gain, ratio.clamp(1 - config.clip, 1 + config.clip) * gain)
+            spread = -(of_options.exp() * of_options).sum() - (of_waiting.exp() * of_waiting).sum()
+            loss = loss - (gain.sum() + config.entropy * spread) / batch.rows
+            with torch.no_grad():
+                clipped += ((ratio - 1).abs() > config.clip).sum().item() / batch.rows
+                entropy += spread.item() / batch.rows
+                kl += (ratio - 1 - change).sum().item() / batch.rows
+        loss.backward()
         for optimizer, parameters in (
             (self.actor_optimizer, list(self.network.parameters())),
             (self.critic_optimizer, list(self.critic.parameters())),
         ):
             self.team.average(parameters)
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.norm, error_if_nonfinite=True)
+            torch.nn.utils.clip_grad_norm_(parameters, config.norm, error_if_nonfinite=True)
             optimizer.step()
-        for name, total in totals.items():
+        for name, total in zip(told, (loss.item(), value_loss.item(), clipped, entropy, kl), strict=True):
             told[name].append(total)
 
-    def _add_policy_gradient(
-        self, decision: Decision, advantage: np.ndarray, rows: int, totals: dict[str, float]
-    ) -> None:
-        """Adds the gradient of the clipped objective of all choices of one slot."""
-        config = self.config
-        embeddings = self.network.encode(decision.graphs)
-        loss = torch.zeros(())
-        for step in decision.steps:
-            of_options, of_waiting = self.network.log_probabilities(embeddings, step.rows)
-            chosen = torch.from_numpy(step.chosen)
-            now = of_options[chosen.clamp(min=0)]
-            if len(of_waiting):
-                now = torch.where(chosen == WAIT, of_waiting, now)
-            change = now - torch.from_numpy(step.log_probability)
-            ratio = change.exp()
-            worth = torch.from_numpy(advantage[decision.envs[step.env]]).float()
-            gain = torch.minimum(ratio * worth, ratio.clamp(1 - config.clip, 1 + config.clip) * worth)
-            entropy = -(of_options.exp() * of_options).sum() - (of_waiting.exp() * of_waiting).sum()
-            loss = loss - (gain.sum() + config.entropy * entropy) / rows
-            with torch.no_grad():
-                totals["clipped"] += ((ratio - 1).abs() > config.clip).sum().item() / rows
-                totals["entropy"] += entropy.item() / rows
-                totals["kl"] += (ratio - 1 - change).sum().item() / rows
-        loss.backward()
-        totals["policy_loss"] += loss.item()
+
+def _of_states(values: np.ndarray, decisions: list[Decision]) -> torch.Tensor:
+    """float32 [state] the values [slot, env] of the states of these slots' decisions, one after the other."""
+    found = [of_env[decision.envs] for of_env, decision in zip(values, decisions, strict=True)]
+    return torch.from_numpy(np.concatenate(found)).float()
