@@ -179,8 +179,8 @@ def _check_room(frame: Frame, truth: Truth, workload: Workload) -> None:
     for what, needed, there in zip(Sizes._fields, Sizes.of(workload), room, strict=True):
         if needed > there:
             raise ScenarioError(
-                f"loading a workload of scenario {workload.scenario.name!r}: it needs room for {needed} {what}, but the "
-                f"environments were made for {there}; make them with more room"
+                f"loading a workload of scenario {workload.scenario.name!r}: it needs room for {needed} {what}, but "
+                f"the environments were made for {there}; make them with more room"
             )
 
 
