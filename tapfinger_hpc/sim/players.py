@@ -1,6 +1,7 @@
 """Policies for the simulator by name; each module is imported when it is asked for."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,23 @@ def _optimus_published(**_: Any) -> Player:
     return OptimusPlayer(published=True)
 
 
+def _price(*, scenario: Scenario | None = None, **_: Any) -> Player:
+    from tapfinger_hpc.policies.compiled import price, tuned
+
+    constants = tuned.prices(scenario.name if scenario is not None else "random")
+    return CompiledPlayer("price", price.decide, constants.array(), knowledge="oracle")
+
+
+def _tapfinger(*, checkpoint: Path | None = None, single_task: bool = False, **_: Any) -> Player:
+    from tapfinger_hpc.policies.agents import AgentsPlayer
+
+    if checkpoint is None:
+        raise ConfigError(
+            "policy 'tapfinger' needs a checkpoint here: train one with `tapfinger train --scenario NAME`"
+        )
+    return AgentsPlayer.load(checkpoint, single_task=single_task)
+
+
 _MAKERS: dict[str, Callable[..., Player]] = {
     "random": _random,
     "min": _min,
@@ -94,5 +112,7 @@ _MAKERS: dict[str, Callable[..., Player]] = {
     "tiresias": _tiresias,
     "optimus": _optimus,
     "optimus-published": _optimus_published,
+    "price": _price,
+    "tapfinger": _tapfinger,
 }
 NAMES = tuple(_MAKERS)

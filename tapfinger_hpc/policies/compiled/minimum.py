@@ -1,7 +1,7 @@
 """Any task, on its least amounts: "Min" as the authors' program (nooblyh/TapFinger, utils/benchmark.py) has it.
 
-Round after round every agent draws one task of its window and places it on the least amounts of its menu if they are
-free there; a task that an agent with a lower number has placed in this round is out of its reach. The slot ends with
+Round after round every agent draws one task of its window for which the least amounts of its menu are free, and places
+it on these; a task that an agent with a lower number has placed in this round is out of its reach. The slot ends with
 the first round in which nothing was placed.
 """
 
@@ -23,16 +23,15 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
     while True:
         before = placed  # also the number of the round
         for agent in range(frame.partitions[env]):
-            job = draw_from_window(frame, env, agent, drawn, state)
+            job = draw_from_window(frame, env, agent, drawn, free, 1, state)
             if job < 0 or drawn[job] == before:
                 continue
             node = _tightest(frame, env, job, agent, free)
-            if node >= 0:
-                amounts = frame.menu[env, frame.kind[env, job], 0]
-                asking.write(out, placed, job, agent, node, amounts)
-                free[node] -= amounts
-                drawn[job] = before
-                placed += 1
+            amounts = frame.menu[env, frame.kind[env, job], 0]
+            asking.write(out, placed, job, agent, node, amounts)
+            free[node] -= amounts
+            drawn[job] = before
+            placed += 1
         if placed == before:
             return placed
         for row in range(before, placed):
@@ -41,16 +40,12 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
 
 @compiled
 def _tightest(frame: Frame, env: int, job: int, agent: int, free: np.ndarray) -> int:
-    """The agent's node that the least amounts fill most; -1 where they are not free."""
-    kind = frame.kind[env, job]
+    """The agent's node that the least amounts fill most; there is one on which they are free."""
+    amounts = frame.menu[env, frame.kind[env, job], 0]
     best, least = -1, np.inf
-    if frame.choices[env, kind] == 0:
-        return best
     for node in range(frame.nodes[env]):
-        if not (frame.member[env, agent, node] and frame.available[env, node]):
-            continue
-        if asking.holds(free[node], frame.menu[env, kind, 0]):
-            left = asking.slack(frame, env, free, node, frame.menu[env, kind, 0])
+        if frame.member[env, agent, node] and frame.available[env, node] and asking.holds(free[node], amounts):
+            left = asking.slack(frame, env, free, node, amounts)
             if left < least:
                 best, least = node, left
     return best

@@ -1,8 +1,9 @@
 """Any task on any feasible amounts: "Random" as the authors' program (nooblyh/TapFinger, utils/benchmark.py) has it.
 
-Round after round every agent draws one task of its window, and then one of the amounts that it may have there, all
-alike, "none" being one of them; a task that an agent with a lower number has drawn in this round is out of its reach.
-The slot ends with the first round in which nothing was placed.
+Round after round every agent draws one task of its window that could start, and then one of the amounts that it may
+have there, all alike, "none" being one of them; a task that an agent with a lower number has drawn in this round is out
+of its reach. The slot ends with the first round in which nothing was placed. Where no next slot comes, in event time,
+"none" is not drawn.
 """
 
 import numpy as np
@@ -21,12 +22,13 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
     """Placements in the order of the rounds."""
     state = draws.source(frame, env, parameters[SEED])
     free = frame.free[env].copy()
+    choices = 1 if parameters[MOST_CPUS] > 0 else frame.menu.shape[2]
     drawn = np.full(frame.kind.shape[1], -1, np.int64)  # -2 once a task was placed in an earlier round
     placed = 0
     while True:
         before = placed  # also the number of the round
         for agent in range(frame.partitions[env]):
-            job = draw_from_window(frame, env, agent, drawn, state)
+            job = draw_from_window(frame, env, agent, drawn, free, choices, state)
             if job < 0 or drawn[job] == before:
                 continue
             drawn[job] = before
@@ -40,22 +42,31 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
 
 
 @compiled
-def draw_from_window(frame: Frame, env: int, agent: int, drawn: np.ndarray, state: np.ndarray) -> int:
-    """One of the tasks in the agent's window that no earlier round has placed; -1 where there is none."""
+def draw_from_window(
+    frame: Frame, env: int, agent: int, drawn: np.ndarray, free: np.ndarray, choices: int, state: np.ndarray
+) -> int:
+    """One of the tasks in the agent's window that no earlier round has placed and that fit with one of the first so
+    many choices of their menu; -1 where there is none.
+    """
+    able = np.zeros(frame.waiting_count[env], np.int64)
     count = 0
     for position in range(frame.waiting_count[env]):
         job = frame.waiting[env, position]
-        count += frame.seen[env, job, agent] and drawn[job] != -2
-    if count == 0:
-        return -1
-    left = draws.below(state, count)
-    for position in range(frame.waiting_count[env]):
-        job = frame.waiting[env, position]
-        if frame.seen[env, job, agent] and drawn[job] != -2:
-            if left == 0:
-                return job
-            left -= 1
-    return -1
+        if frame.seen[env, job, agent] and drawn[job] != -2 and _could_start(frame, env, job, agent, free, choices):
+            able[count] = job
+            count += 1
+    return able[draws.below(state, count)] if count else -1
+
+
+@compiled
+def _could_start(frame: Frame, env: int, job: int, agent: int, free: np.ndarray, choices: int) -> bool:
+    kind = frame.kind[env, job]
+    for node in range(frame.nodes[env]):
+        if frame.member[env, agent, node] and frame.available[env, node]:
+            for choice in range(min(choices, frame.choices[env, kind])):
+                if asking.holds(free[node], frame.menu[env, kind, choice]):
+                    return True
+    return False
 
 
 @compiled
@@ -71,11 +82,12 @@ def _draw_amounts(
 ) -> bool:
     """One of the agent's nodes with amounts that are free there into ``row``, or False for "none"."""
     kind = frame.kind[env, job]
-    options = 1
+    none = 1 if frame.slot[env] > 0 else 0
+    options = none
     for node in range(frame.nodes[env]):
         if frame.member[env, agent, node] and frame.available[env, node]:
             options += _options(frame, env, kind, parameters, free[node])
-    left = draws.below(state, options) - 1
+    left = draws.below(state, options) - none if options else -1
     if left < 0:
         return False
     row[0], row[1] = job, agent
