@@ -62,6 +62,8 @@ class Decision:
     steps: list[Step]
     excess: np.ndarray  # float64 [env] seconds by which what was placed takes longer than it could at best
     placed: np.ndarray  # int64 [env]
+    encoded: int = 0
+    """Environments whose state went through the encoder: those in which something could be placed."""
 
 
 class Batch:
@@ -170,6 +172,8 @@ class Decoder:
             offered = options.tasks(frame, envs, waits, number, self._scratch)
             if not len(offered.env):
                 break
+            if number == 0:
+                decision.encoded = len(np.unique(offered.env))
             rows = Rows.of(graphs, envs, offered, task=True)
             of_options = of_waiting = None
             if self.network is not None:

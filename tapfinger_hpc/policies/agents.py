@@ -1,0 +1,55 @@
+"""The learned policy in the simulator: one agent for each partition, greedy, the same state always decided the same.
+
+Multi-task: a whole sequence of tasks is decoded from one encoding of the state. Single-task: each agent takes at most
+one task, and then the state is looked at anew, until nobody takes any.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.nets.policy_network import PolicyNetwork
+from tapfinger_hpc.sim.core import Truth
+from tapfinger_hpc.training import weights
+from tapfinger_hpc.training.decoding import Decoder, most_probable
+
+
+class AgentsPlayer:
+    """A network as a policy."""
+
+    def __init__(
+        self, network: PolicyNetwork, *, name: str = "tapfinger", knowledge: str = "oracle", single_task: bool = False
+    ) -> None:
+        self.name, self.knowledge = name, knowledge
+        self.passes = 0
+        """Times that the network has encoded the state of one environment."""
+        self._network, self._single_task = network, single_task
+        self._decoder: tuple[Frame, Decoder] | None = None
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str = "tapfinger", single_task: bool = False) -> "AgentsPlayer":
+        """The policy of a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be used, and why.
+        """
+        network, info = weights.load(folder)
+        return cls(network, name=name, knowledge=info.training.knowledge, single_task=single_task)
+
+    def play_slot(self, frame: Frame, truth: Truth, envs: np.ndarray) -> int:
+        """All placements of the present slot; how many decisions that took."""
+        if self._decoder is None or self._decoder[0] is not frame:
+            self._decoder = (frame, Decoder(self._network, frame))
+        decoder = self._decoder[1]
+        if not self._single_task:
+            decision = decoder.decide(frame, truth, envs, most_probable)
+            self.passes += decision.encoded
+            return len(envs)
+        made = 0
+        while len(envs):
+            decision = decoder.decide(frame, truth, envs, most_probable, max_rounds=1)
+            self.passes += decision.encoded
+            made += len(envs)
+            envs = envs[decision.placed > 0]
+        return made

@@ -1,0 +1,235 @@
+"""The network on frames: what it sees, what it may choose, and how its agents come to one decision."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapfinger_hpc.features import graph, measures, options
+from tapfinger_hpc.nets.policy_network import GraphTensors, NetworkConfig, PolicyNetwork, Rows
+from tapfinger_hpc.policies.agents import AgentsPlayer
+from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.sim import core, episodes, scenarios
+from tapfinger_hpc.training import following
+from tapfinger_hpc.training.decoding import WAIT, Batch, Decoder, Draw, log_probability_of_chosen, most_probable, settle
+
+SEEDS = st.integers(0, 10_000)
+
+
+def network(seed: int = 0) -> PolicyNetwork:
+    torch.manual_seed(seed)
+    return PolicyNetwork(NetworkConfig(hidden=16, heads=2)).eval()
+
+
+def some_way_in(seed: int, slots: int, names: tuple[str, ...] = ("random", "hetero-6", "uniform-3")):
+    """Environments of several scenarios after a few slots in which tasks were placed at random."""
+    workloads = [scenarios.workload(name, seed + number) for number, name in enumerate(names)]
+    frame, truth = core.environments(workloads)
+    source = np.random.default_rng(seed)
+    decoder = Decoder(None, frame)
+    envs = np.arange(len(workloads))
+
+    def anything(offered, _of_options, of_waiting):
+        chosen = np.full(len(offered.env), WAIT)
+        for option in source.permutation(len(offered.value)):
+            if chosen[offered.row_of[option]] == WAIT and (offered.choice[0] >= 0 or source.random() < 0.7):
+                chosen[offered.row_of[option]] = option
+        return chosen
+
+    for _ in range(slots):
+        decoder.decide(frame, truth, envs, anything)
+        for env in envs.tolist():
+            core.advance(frame, truth, env)
+    return frame, truth, envs
+
+
+@given(seed=SEEDS, slots=st.integers(0, 12))
+@settings(max_examples=15, deadline=None)
+def test_features_are_finite_and_of_the_size_of_one(seed: int, slots: int) -> None:
+    frame, _, envs = some_way_in(seed, slots)
+    scratch = measures.allocate(frame)
+    seen = graph.build(frame, envs, scratch)
+    for kind, values in seen.features.items():
+        assert values.shape[1] == len(graph.COLUMNS[kind])
+        assert np.isfinite(values).all()
+        assert np.abs(values).max(initial=0) <= 16, kind
+    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch)
+    assert np.isfinite(offered.features).all()
+    assert np.abs(offered.features).max(initial=0) <= 8
+
+
+@given(seed=SEEDS, slots=st.integers(0, 12))
+@settings(max_examples=15, deadline=None)
+def test_every_option_fits_and_every_task_that_fits_is_an_option(seed: int, slots: int) -> None:
+    frame, _, envs = some_way_in(seed, slots)
+    scratch = measures.allocate(frame)
+    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch)
+    found = {
+        (envs[offered.env[row]], offered.partition[row], job)
+        for row, job in zip(offered.row_of, offered.value, strict=True)
+    }
+    wanted = set()
+    for env in envs.tolist():
+        for job in frame.waiting[env, : frame.waiting_count[env]].tolist():
+            kind = frame.kind[env, job]
+            menu = frame.menu[env, kind, : frame.choices[env, kind]]
+            for agent in range(frame.partitions[env]):
+                if frame.seen[env, job, agent] and (menu <= frame.free[env, agent]).all(axis=1).any():
+                    wanted.add((env, agent, job))
+    assert found == wanted
+    firsts = np.flatnonzero(np.diff(offered.row_of, prepend=-1))
+    places = options.places(frame, envs, offered.env, offered.partition, offered.value[firsts], scratch)
+    for row, node, choice in zip(places.row_of, places.value, places.choice, strict=True):
+        env, job = envs[places.env[row]], places.job[row]
+        amounts = frame.menu[env, frame.kind[env, job], choice]
+        assert core.fits(frame, env, job, places.partition[row], node, *amounts.tolist())
+    assert set(places.row_of.tolist()) == set(range(len(places.env)))
+
+
+def test_a_graph_beside_others_is_encoded_and_decided_as_if_it_were_alone() -> None:
+    frame, _, envs = some_way_in(3, 8)
+    scratch, net = measures.allocate(frame), network()
+    together = graph.build(frame, envs, scratch)
+    embedded = net.encode(GraphTensors.of(together))
+    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch)
+    everyone = net.log_probabilities(embedded, Rows.of(together, envs, offered, task=True))
+    found, waiting = [], []
+    for env in envs:
+        own = np.array([env])
+        alone = graph.build(frame, own, scratch)
+        offered_here = options.tasks(frame, own, np.zeros(frame.member.shape[:2], bool), 0, scratch)
+        of_options, of_waiting = net.log_probabilities(
+            net.encode(GraphTensors.of(alone)), Rows.of(alone, own, offered_here, task=True)
+        )
+        found.append(of_options)
+        waiting.append(of_waiting)
+    torch.testing.assert_close(torch.cat(found), everyone[0])
+    torch.testing.assert_close(torch.cat(waiting), everyone[1])
+
+
+def test_decisions_learned_together_have_the_probabilities_they_had_when_made() -> None:
+    frame, truth, envs = some_way_in(5, 4)
+    net = network()
+    decoder, draw = Decoder(net, frame), Draw(np.random.default_rng(0))
+    decisions = []
+    for _ in range(3):
+        decisions.append(decoder.decide(frame, truth, envs, draw, record=True))
+        for env in envs.tolist():
+            core.advance(frame, truth, env)
+    batch = Batch(decisions)
+    embeddings = net.encode(batch.graphs)
+    assert batch.rows == sum(len(step.chosen) for decision in decisions for step in decision.steps)
+    for step in batch.steps:
+        found, _, _ = log_probability_of_chosen(net, embeddings, step)
+        np.testing.assert_allclose(found.detach().numpy(), step.log_probability, atol=1e-5)
+
+
+def test_two_tasks_that_one_agent_alone_can_reach_do_not_look_the_same_to_it() -> None:
+    """The authors' encoder gave them identical embeddings, as no graph node heard itself."""
+    types = scenarios.scenario("uniform-3").types
+    scenario = scenarios.Scenario("pair", ((16, 16), (16, 16)), 1.0, 2, types)
+    reachable = np.array([[True, False], [True, False]])
+    workload = scenarios.Workload(scenario, 0, np.zeros(2, np.int64), np.array([0, 1]), reachable)
+    frame, _ = core.environments([workload])
+    envs = np.array([0])
+    seen = graph.build(frame, envs, measures.allocate(frame))
+    embedded = network().encode(GraphTensors.of(seen))["pending"]
+    assert (embedded[0] - embedded[1]).abs().max() > 0.01
+
+
+def test_bayes_gives_a_task_to_the_agent_it_most_probably_belongs_to() -> None:
+    env, job = np.array([0, 0, 0, 1]), np.array([7, 7, 8, 7])
+    sure = settle(env, job, np.array([0.9, 0.3, 0.1, 0.2]), np.array([1.0, 1.0, 1.0, 1.0]))
+    assert sure.tolist() == [True, False, True, True]
+    roomy = settle(env, job, np.array([0.6, 0.5, 0.1, 0.2]), np.array([1.0, 3.0, 1.0, 1.0]))
+    assert roomy.tolist() == [False, True, True, True]
+    even = settle(env, job, np.array([0.5, 0.5, 0.1, 0.2]), np.array([2.0, 2.0, 1.0, 1.0]))
+    assert even.tolist() == [True, False, True, True]
+
+
+def test_agents_that_each_half_want_a_task_take_it() -> None:
+    frame, _, envs = some_way_in(0, 0, ("uniform-3",))
+    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, measures.allocate(frame))
+    rows = len(offered.env)
+    jobs, counts = np.unique(offered.value, return_counts=True)
+    shared = jobs[counts.argmax()]
+    assert counts.max() > 1
+    share = np.where(offered.value == shared, 0.4, 1e-9)
+    others = most_probable(offered, np.log(share), np.log(np.full(rows, 0.6)))
+    assert (offered.value[others[others != WAIT]] == shared).all()
+    assert (others != WAIT).sum() == counts.max()
+    alone = np.where(offered.value == shared, 0.9 / counts.max() / 2, 1e-9)
+    assert (most_probable(offered, np.log(alone), np.log(np.full(rows, 0.6))) == WAIT).all()
+
+
+@given(seed=SEEDS)
+@settings(max_examples=6, deadline=None)
+def test_an_untrained_network_breaks_no_rule_and_answers_the_same_every_time(seed: int) -> None:
+    workloads = [scenarios.workload(name, seed) for name in ("random", "uniform-3")]
+    found = []
+    for single in (False, True, False):
+        player = AgentsPlayer(network(seed), single_task=single)
+        frame, truth = core.environments(workloads)
+        for _ in range(6):
+            envs = np.arange(2)
+            player.play_slot(frame, truth, envs)
+            assert (frame.free >= 0).all()
+            for env in envs.tolist():
+                core.advance(frame, truth, env)
+        found.append((frame.start.copy(), frame.amounts.copy()))
+    np.testing.assert_array_equal(found[0][0], found[2][0])
+    np.testing.assert_array_equal(found[0][1], found[2][1])
+
+
+def test_a_single_task_decision_gives_each_agent_at_most_one_task() -> None:
+    frame, truth, envs = some_way_in(1, 3, ("uniform-3", "hetero-6"))
+    before = frame.status.copy()
+    decision = Decoder(network(), frame).decide(frame, truth, envs, Draw(np.random.default_rng(0)), max_rounds=1)
+    for env in envs.tolist():
+        placed = np.flatnonzero(frame.status[env] != before[env])
+        assert len(placed) == decision.placed[env]
+        assert len(set(frame.partition[env, placed].tolist())) == len(placed)
+
+
+def test_following_a_teacher_does_what_the_teacher_does() -> None:
+    workloads = [scenarios.workload(name, 4) for name in ("uniform-3", "hetero-6", "random")]
+    by_teacher = episodes.play(workloads, episodes.CompiledPlayer("price", price.decide, price.DEFAULT))
+    frame, truth = core.environments(workloads)
+    decoder, envs = Decoder(None, frame), np.arange(len(workloads))
+    while len(envs):
+        decoder.decide(frame, truth, envs, following.Follow(price.decide, price.DEFAULT, frame, envs), record=True)
+        for env in envs.tolist():
+            core.advance(frame, truth, env)
+        envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
+    for env, episode in enumerate(by_teacher):
+        count = len(episode.start)
+        np.testing.assert_array_equal(frame.start[env, :count], episode.start)
+        np.testing.assert_array_equal(frame.amounts[env, :count, :2], episode.amounts)
+
+
+def test_imitation_brings_the_teachers_choices_nearer() -> None:
+    from tapfinger_hpc.training.team import Team
+
+    net, source = network(), np.random.default_rng(0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    workloads = [scenarios.draw(scenarios.scenario("uniform-3"), seed) for seed in range(6)]
+    losses = []
+    for own_share in (0.0, 0.5, 0.5):
+        taught = following.lessons(net, price.decide, price.DEFAULT, workloads, own_share, source)
+        losses.append(following.learn(net, optimizer, taught, source, Team(), slots=4, norm=1.0))
+    assert all(after < before for before, after in pairwise(losses))
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_greedy_choices_do_not_depend_on_what_else_is_decided_at_the_same_time(number: int) -> None:
+    names = ("hetero-6", "uniform-3", "random")
+    frame, truth, envs = some_way_in(9, 5, names)
+    other, other_truth, _ = some_way_in(9, 5, names)
+    net = network()
+    Decoder(net, frame).decide(frame, truth, envs, most_probable)
+    Decoder(net, other).decide(other, other_truth, np.array([number]), most_probable)
+    np.testing.assert_array_equal(frame.amounts[number], other.amounts[number])
+    np.testing.assert_array_equal(frame.status[number], other.status[number])
