@@ -448,7 +448,7 @@ def step_all(
         ended: bool [B], written: whether the episode is over.
     """
     for env in range(len(placed)):
-        _step_one(frame, truth, env, actions, again, rewards, placed, ended)
+        step_one(frame, truth, env, actions, again, rewards, placed, ended)
 
 
 @threaded
@@ -463,11 +463,11 @@ def step_all_threaded(
 ) -> None:
     """``step_all`` on as many threads as ``numba.set_num_threads`` says. Not in a process that forks afterwards."""
     for env in numba.prange(len(placed)):
-        _step_one(frame, truth, env, actions, again, rewards, placed, ended)
+        step_one(frame, truth, env, actions, again, rewards, placed, ended)
 
 
 @lean
-def _step_one(
+def step_one(
     frame: Frame,
     truth: Truth,
     env: int,
@@ -477,6 +477,7 @@ def _step_one(
     placed: np.ndarray,
     ended: np.ndarray,
 ) -> None:
+    """What ``step_all`` does with one environment."""
     if over(truth, env):
         rewards[env] = 0.0
         placed[env] = 0

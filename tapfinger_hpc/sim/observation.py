@@ -110,7 +110,7 @@ def _observe_task(frame: Frame, truth: Truth, env: int, agent: int, place: int, 
         sees += frame.seen[env, job, other]
     out.window[env, agent, place, 6] = sees
     out.window[env, agent, place, len(WINDOW_FEATURES) + kind] = 1.0
-    if not _something_fits(frame, env, node, kind):
+    if not something_fits(frame, env, node, kind):
         return False
     most_cpus = min(frame.free[env, node, 0], truth.rate.shape[2] - 1)
     most_gpus = min(frame.free[env, node, 1], truth.rate.shape[3] - 1)
@@ -123,7 +123,7 @@ def _observe_task(frame: Frame, truth: Truth, env: int, agent: int, place: int, 
 
 
 @lean
-def _something_fits(frame: Frame, env: int, node: int, kind: int) -> bool:
+def something_fits(frame: Frame, env: int, node: int, kind: int) -> bool:
     """Of any amounts that fit, no greater ones are on the menu."""
     for choice in range(frame.choices[env, kind]):
         cpus, gpus = frame.menu[env, kind, choice, 0], frame.menu[env, kind, choice, 1]

@@ -45,7 +45,7 @@ class VectorEnv:
                 f"{max_slots} slots: give 1 or more of each"
             )
         if threads > numba.config.NUMBA_NUM_THREADS:  # type: ignore[attr-defined]
-            raise ScenarioError(f"{threads} threads: this machine has fewer cores; give fewer, or set NUMBA_NUM_THREADS")
+            raise ScenarioError(f"{threads} threads: numba has fewer here; give fewer, or set NUMBA_NUM_THREADS")
         self._workloads = Workloads(scenario, Path(table) if table else None, tasks)
         self.num_envs, self._threads, self._max_slots = num_envs, threads, max_slots
         self._seeds = np.random.default_rng()
