@@ -3,15 +3,19 @@
 import warnings
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_reference import PaperEnvironment
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
+from tapfinger_hpc import cli
 from tapfinger_hpc.errors import ScenarioError
 from tapfinger_hpc.sim import core, observation, scenarios
+from tapfinger_hpc.sim.bench import LEAST, RANDOM, SimulatorFigures, act
 from tapfinger_hpc.sim.core import Sizes
 from tapfinger_hpc.sim.pettingzoo_env import RANDOM_ROOM, RANDOM_ROWS, parallel_env
 from tapfinger_hpc.sim.vector import VectorEnv
@@ -227,3 +231,47 @@ def test_environments_that_never_end_are_cut_off_together():
     nothing = np.zeros((2, 3, 3), np.int64)
     cut = [many.step(nothing)[3].tolist() for _ in range(8)]
     assert cut == [[False, False]] * 3 + [[True, True]] + [[False, False]] * 3 + [[True, True]]
+
+
+def test_the_bench_lists_what_it_measures():
+    help_text = CliRunner().invoke(cli.bench, ["--help"]).output
+    for name, summary in cli.BENCH_SUMMARIES.items():
+        assert name in help_text
+        assert summary in help_text
+    assert cli.BENCH_SUMMARIES.keys() == cli.BENCHES.keys()
+
+
+@pytest.mark.slow
+def test_the_bench_counts_the_steps_that_it_makes(tmp_path):
+    file = tmp_path / "simulator.json"
+    options = ["simulator", "--envs", "3", "--steps", "7", "--repeats", "2", "--json", str(file)]
+    done = CliRunner().invoke(cli.bench, [*options, "--scenario", "order-3"])
+    assert done.exit_code == 0, done.output
+    figures = msgspec.json.decode(file.read_bytes(), type=SimulatorFigures)
+    assert figures.scenario == "order-3"
+    assert {(pace.observing, pace.threads) for pace in figures.paces} == {(False, 1), (True, 1)}
+    for pace in figures.paces:
+        assert (pace.environments, pace.steps, pace.repetitions) == (3, 21, 2)
+        assert 0 < pace.worst <= pace.median <= pace.best
+        assert pace.running > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sort", [LEAST, RANDOM])
+def test_what_the_bench_does_is_always_possible(sort):
+    frame, truth = core.environments([scenarios.workload(name, 1) for name in ("hetero-6", "random")])
+    actions = np.zeros((*frame.member.shape[:2], 4), np.int64)
+    rewards = np.zeros(frame.member.shape[:2])
+    total = 0
+    for _ in range(300):
+        for env in range(2):
+            act(frame, truth, env, sort, actions)
+            wanted = {
+                int(truth.window[env, agent, actions[env, agent, 0]])
+                for agent in range(frame.partitions[env])
+                if actions[env, agent, 0] != core.WAIT
+            }
+            placed = core.step(frame, truth, env, actions, rewards)
+            assert placed == len(wanted)
+            total += placed
+    assert total > 100

@@ -156,7 +156,7 @@ def _play(
     """In step: all environments make their first one, then all their second."""
     for _ in range(steps):
         for env in range(len(placed)):
-            _act(frame, truth, env, sort, actions)
+            act(frame, truth, env, sort, actions)
         core.step_all(frame, truth, actions, True, rewards, placed, ended)
         if observing:
             observation.observe_all(frame, truth, seen)
@@ -178,14 +178,15 @@ def _play_threaded(
     """The same on several threads, which wait for each other after every step."""
     for _ in range(steps):
         for env in numba.prange(len(placed)):
-            _act(frame, truth, env, sort, actions)
+            act(frame, truth, env, sort, actions)
             core.step_one(frame, truth, env, actions, True, rewards, placed, ended)
             if observing:
                 observation.observe(frame, truth, env, seen)
 
 
 @lean
-def _act(frame: Frame, truth: Truth, env: int, sort: int, actions: np.ndarray) -> None:
+def act(frame: Frame, truth: Truth, env: int, sort: int, actions: np.ndarray) -> None:
+    """Writes what the agents of an environment do; all of it can be done, but of one task by one agent alone."""
     for agent in range(frame.partitions[env]):
         if sort == LEAST:
             _least(frame, truth, env, agent, actions)
