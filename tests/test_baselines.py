@@ -127,6 +127,14 @@ def test_random_may_leave_a_task_for_the_next_slot():
     assert {0, 1} <= starts
 
 
+def test_random_keeps_what_a_full_agent_draws_from_the_others():
+    scenario = Scenario("by hand", ((1, 1), (1, 1)), 1.0, 2, (rigid("dl", 200, 1, 1),))
+    reachable = np.array([[True, False], [True, True]])
+    (played,) = play([Workload(scenario, 0, np.array([0, 50]), np.zeros(2, int), reachable)], players.make("random"))
+    assert played.start[0] < 50
+    assert played.start[1] >= played.end[0]
+
+
 def test_tiresias_takes_the_gpus_from_the_task_that_had_most():
     played = episode("tiresias", (4, 4), [by_gpus("dl", 40)], [(0, "dl"), (1, "dl")])
     changes = [change for change in played.changes.tolist() if change[1] < 3]

@@ -1,9 +1,9 @@
 """Any task on any feasible amounts: "Random" as the authors' program (nooblyh/TapFinger, utils/benchmark.py) has it.
 
-Round after round every agent draws one task of its window that could start, and then one of the amounts that it may
-have there, all alike, "none" being one of them; a task that an agent with a lower number has drawn in this round is out
-of its reach. The slot ends with the first round in which nothing was placed. Where no next slot comes, in event time,
-"none" is not drawn.
+Round after round every agent draws one task of its window, and then one of the amounts that it may have there, all
+alike, "none" being one of them; a task that an agent with a lower number has drawn in this round is out of its reach.
+The slot ends with the first round in which nothing was placed. In event time no next slot comes, so there "none" is not
+drawn, nor a task that cannot start.
 """
 
 import numpy as np
@@ -15,6 +15,8 @@ from tapfinger_hpc.sim.core import compiled
 SEED, MOST_CPUS, MOST_GPUS = 0, 1, 2
 """Places in ``parameters``: with a greatest number of CPUs, all amounts from the least of the menu up to these are
 drawn from, as in the paper; with 0, those of the menu."""
+ANY = -1
+"""Tasks are drawn whether they could start or not: so an agent without room keeps what it draws from the others."""
 
 
 @compiled
@@ -23,6 +25,8 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
     state = draws.source(frame, env, parameters[SEED])
     free = frame.free[env].copy()
     choices = 1 if parameters[MOST_CPUS] > 0 else frame.menu.shape[2]
+    if frame.slot[env] > 0:
+        choices = ANY
     drawn = np.full(frame.kind.shape[1], -1, np.int64)  # -2 once a task was placed in an earlier round
     placed = 0
     while True:
@@ -45,14 +49,16 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
 def draw_from_window(
     frame: Frame, env: int, agent: int, drawn: np.ndarray, free: np.ndarray, choices: int, state: np.ndarray
 ) -> int:
-    """One of the tasks in the agent's window that no earlier round has placed and that fit with one of the first so
-    many choices of their menu; -1 where there is none.
+    """One of the tasks in the agent's window that no earlier round has placed and that could start with one of the
+    first so many choices of their menu (``ANY``: or could not); -1 where there is none.
     """
     able = np.zeros(frame.waiting_count[env], np.int64)
     count = 0
     for position in range(frame.waiting_count[env]):
         job = frame.waiting[env, position]
-        if frame.seen[env, job, agent] and drawn[job] != -2 and _could_start(frame, env, job, agent, free, choices):
+        if not frame.seen[env, job, agent] or drawn[job] == -2:
+            continue
+        if choices == ANY or _could_start(frame, env, job, agent, free, choices):
             able[count] = job
             count += 1
     return able[draws.below(state, count)] if count else -1
