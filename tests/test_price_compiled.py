@@ -18,7 +18,8 @@ from tapfinger_hpc.sim.episodes import CompiledPlayer, place_all, play
 SEEDS = st.integers(0, 2**31)
 PLAIN = Prices(
     base=0.1, backlog=1.0, load=0.0, local=1.0, cpu=0.0, mem=0.0, adapt=0.0, scarcest=0.0, size=1.0, age=0.0, reach=0.0,
-    length=1.0, patience=1.0, margin=0.0, packing=0.0, reserve=1.0, room=0.0, later=0.0, soon=0.5, retries=0.0,
+    length=1.0, patience=1.0, margin=0.0, packing=0.0, reserve=1.0, room=0.0, later=0.0, soon=0.5, idle=0.0,
+    retries=0.0,
 )  # fmt: skip
 """GPUs alone have a price, and only that of the backlog."""
 
@@ -113,6 +114,13 @@ def test_patience_and_margin_make_a_job_start_where_it_would_wait():
     assert decided(frame, PLAIN._replace(base=0.0)) == {}
     assert decided(frame, PLAIN._replace(base=0.0, patience=1.5))
     assert decided(frame, PLAIN._replace(base=0.0, margin=0.2))
+
+
+def test_what_a_job_waits_for_costs_too_where_it_may_lie_idle():
+    # Eight GPUs in 60 s: 30 s, and 60 s of waiting, against 100 s on the one that is free.
+    frame = cluster([NODE], [SLOWING], [(0, [0], 0)], [(0, (1, 7, 0), 60.0)])
+    assert decided(frame, PLAIN) == {}
+    assert decided(frame, PLAIN._replace(idle=3.0)) == {0: (0, (1, 1, 0))}
 
 
 @pytest.mark.parametrize(("lasts_s", "reserve", "starts"), [(50.0, 1.0, False), (50.0, 0.0, True), (5.0, 1.0, True)])

@@ -14,47 +14,48 @@ from tapfinger_hpc.sim.core import compiled, lean
 
 
 class Prices(NamedTuple):
-    """The constants of the heuristic."""
+    """The constants of the heuristic; these, found over random scenarios, serve any cluster."""
 
-    base: float = 0.6
+    base: float = 0.218
     """Pressure on a node that is idle and for which nothing waits."""
-    backlog: float = 1.3
+    backlog: float = 0.864
     """Pressure of one waiting job per node; a job that can use n nodes counts 1/n on each."""
-    load: float = 0.3
+    load: float = 0.048
     """Pressure of one running job per node: where many run, more will come before this one ends."""
-    local: float = 0.3
+    local: float = 0.295
     """How much of both is the node's own; the rest is the mean over all nodes that the job can use."""
-    cpu: float = 0.4
-    mem: float = 0.1
+    cpu: float = 0.978
+    mem: float = 0.5
     """Weight of a share of a node's CPUs and memory, where a share of its GPUs weighs 1."""
-    adapt: float = 0.5
+    adapt: float = 1.543
     """How much more a resource weighs the more of it is held and wanted in the cluster: its share to this power."""
-    scarcest: float = 0.3
+    scarcest: float = 0.498
     """How much of a job's share is that of its scarcest resource alone; the rest is the weighted sum."""
-    size: float = 0.7
+    size: float = 0.375
     """1: a share is one of the node's own capacity; 0: of the mean node's. Between: a weighted geometric mean."""
-    age: float = 0.1
+    age: float = 0.948
     """How fast a waiting job moves ahead: its cost is divided by 1 + age x (time waited / cost)."""
-    reach: float = 0.3
+    reach: float = 2.677
     """How far a job moves ahead that can use only one node; 1/n of it with n nodes."""
-    length: float = 1.0
+    length: float = 0.597
     """Power of its cost by which a job is served later: 0 serves by age and reach alone."""
-    patience: float = 1.1
+    patience: float = 2.0
     """What a second of waiting for running jobs to end is thought to cost."""
-    margin: float = 0.03
+    margin: float = 0.045
     """Share of its cost by which waiting must be cheaper."""
-    packing: float = 0.05
+    packing: float = -0.059
     """How far nodes that are left full are preferred."""
-    reserve: float = 1.0
+    reserve: float = 0.929
     """Share of its amounts that a job that had better wait keeps others from."""
-    room: float = 0.2
+    room: float = 0.432
     """What it costs to leave a newcomer of a kind that is about with less: by how much later it would end there."""
-
-    later: float = 0.0
+    later: float = 1.258
     """What newcomers count that come a little later."""
-    soon: float = 1.0
+    soon: float = 1.245
     """How much later: in usual times of a job."""
-    retries: float = 0.0
+    idle: float = 0.343
+    """What the share that a job waits for costs while it waits, where holding it costs 1: it may lie idle."""
+    retries: float = 2.0
     """How many times more the plan is made, each time with the job first that paid most above its ideal; the cheapest
     plan counts."""
 
@@ -71,12 +72,13 @@ BASE, BACKLOG, LOAD, LOCAL = _at("base"), _at("backlog"), _at("load"), _at("loca
 CPU, MEM, ADAPT, SCARCEST, SIZE = _at("cpu"), _at("mem"), _at("adapt"), _at("scarcest"), _at("size")
 AGE, REACH, LENGTH = _at("age"), _at("reach"), _at("length")
 PATIENCE, MARGIN, PACKING, RESERVE, ROOM = (_at(n) for n in ("patience", "margin", "packing", "reserve", "room"))
-LATER, SOON, RETRIES = _at("later"), _at("soon"), _at("retries")
+LATER, SOON, IDLE, RETRIES = _at("later"), _at("soon"), _at("idle"), _at("retries")
 
 DEFAULT = Prices().array()
 RESERVATIONS = 64
 """Jobs that may keep room; those after them take what is left and keep nothing."""
 MOMENTS = 2
+"""When newcomers are thought of: in the next slot, and a little later."""
 KINDS = 6
 """Kinds of which newcomers are thought of: the commonest among the jobs present."""
 
@@ -104,6 +106,8 @@ class Market(NamedTuple):
     often: np.ndarray  # float64 [KINDS] their shares of the jobs present
     usual: np.ndarray  # float64 [1] shortest time of a job, mean over those kinds
     newcomer: np.ndarray  # float64 [MOMENTS, KINDS, node] how long after its arrival one would end there
+    begins: np.ndarray  # float64 [MOMENTS, KINDS, node] when it would start
+    spare: np.ndarray  # int64 [MOMENTS, KINDS, node, 3] what would be free beside it
 
 
 @compiled
@@ -321,6 +325,8 @@ def _market(frame: Frame, env: int, parameters: np.ndarray) -> Market:
         often=np.zeros(KINDS),
         usual=np.zeros(1),
         newcomer=np.full((MOMENTS, KINDS, nodes), np.inf),
+        begins=np.zeros((MOMENTS, KINDS, nodes)),
+        spare=np.zeros((MOMENTS, KINDS, nodes, 3), np.int64),
     )
     for partition in range(partitions):
         for node in range(nodes):
@@ -526,7 +532,8 @@ def _settle(
             if not _within(amounts, frame.capacity[env, node]):
                 continue
             lasts = frame.seconds[env, kind, choice]
-            cost = lasts * (1.0 + pressure * _share(market, node, amounts, parameters))
+            burden = pressure * _share(market, node, amounts, parameters)
+            cost = lasts * (1.0 + burden)
             if cost >= least and cost >= least_now and parameters[PACKING] >= 0.0:
                 continue
             start = _soonest(calendar, free, node, amounts, lasts, left)
@@ -534,13 +541,14 @@ def _settle(
                 continue
             if parameters[PACKING] != 0.0:
                 cost *= 1.0 + parameters[PACKING] * _left_share(frame, env, node, left)
-            if parameters[ROOM] > 0.0 and (start == 0.0 or cost + parameters[PATIENCE] * start < least):
+            wait = start * (parameters[PATIENCE] + parameters[IDLE] * burden)
+            if parameters[ROOM] > 0.0 and (start == 0.0 or cost + wait < least):
                 cost += parameters[ROOM] * _crowding(
-                    frame, env, node, amounts, start, lasts, parameters, market, calendar, free
+                    frame, env, node, amounts, start, lasts, parameters, market, calendar, free, left
                 )
             if start == 0.0 and cost < least_now:
                 least_now, best_now = cost, (node, choice)
-            cost += parameters[PATIENCE] * start
+            cost += wait
             if cost < least:
                 least, best, best_start = cost, (node, choice), start
     if best[0] < 0:
@@ -584,6 +592,7 @@ def _crowding(
     market: Market,
     calendar: Calendar,
     free: np.ndarray,
+    left: np.ndarray,
 ) -> float:
     """By how much later newcomers would end for the job there: mean over the kinds that are about."""
     worse = 0.0
@@ -599,10 +608,14 @@ def _crowding(
             if kind < 0:
                 break
             before = market.newcomer[moment, rank, node]
-            if before == np.inf:
+            begins = market.begins[moment, rank, node]
+            if before == np.inf or not start <= begins < start + lasts:
                 continue
-            after = _newcomer(
-                frame, env, node, kind, calendar, free, amounts, start, start + lasts, time, 2.0 * before + lasts
+            if _within(amounts, market.spare[moment, rank, node]):
+                continue
+            most = 2.0 * before + lasts
+            after, _ = _newcomer(
+                frame, env, node, kind, calendar, free, amounts, start, start + lasts, time, most, left
             )
             worse += weight * market.often[rank] * (after - before)
     return worse
@@ -621,8 +634,19 @@ def _expect(
             kind = market.common[rank]
             if kind < 0:
                 break
-            market.newcomer[moment, rank, node] = _newcomer(
-                frame, env, node, kind, calendar, free, frame.menu[env, kind, 0], np.inf, np.inf, time, np.inf
+            market.newcomer[moment, rank, node], market.begins[moment, rank, node] = _newcomer(
+                frame,
+                env,
+                node,
+                kind,
+                calendar,
+                free,
+                frame.menu[env, kind, 0],
+                np.inf,
+                np.inf,
+                time,
+                np.inf,
+                market.spare[moment, rank, node],
             )
 
 
@@ -639,9 +663,10 @@ def _newcomer(
     end: float,
     arrival: float,
     most: float,
-) -> float:
+    spare: np.ndarray,
+) -> tuple[float, float]:
     """How long after its arrival a newcomer of this kind would end on the node, while ``held`` is taken from ``begin``
-    to ``end``.
+    to ``end``; and when it would start. ``spare`` is what would then be free beside it.
     """
     cpus_then, gpus_then, mem_then = free[node, 0], free[node, 1], free[node, 2]
     first = calendar.first[node]
@@ -650,7 +675,7 @@ def _newcomer(
         gpus_then += calendar.change[first, 1]
         mem_then += calendar.change[first, 2]
         first = calendar.next[first]
-    least = most
+    least, starts = most, np.inf
     for choice in range(frame.choices[env, kind]):
         amounts = frame.menu[env, kind, choice]
         lasts = frame.seconds[env, kind, choice]
@@ -662,7 +687,11 @@ def _newcomer(
         while True:
             taken = 1 if begin <= time < end else 0
             if cpus >= taken * held[0] and gpus >= taken * held[1] and mem >= taken * held[2]:
-                least = min(least, time - arrival + lasts)
+                if time - arrival + lasts < least:
+                    least, starts = time - arrival + lasts, time
+                    spare[0] = cpus - taken * held[0]
+                    spare[1] = gpus - taken * held[1]
+                    spare[2] = mem - taken * held[2]
                 break
             following = calendar.time[at] if at >= 0 else np.inf
             if taken == 1 and end <= following:
@@ -678,4 +707,4 @@ def _newcomer(
             at = calendar.next[at]
             if time - arrival + lasts >= least:
                 break
-    return least
+    return least, starts

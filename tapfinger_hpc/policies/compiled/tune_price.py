@@ -42,10 +42,12 @@ SPACE: dict[str, tuple[float, float, bool]] = {
     "room": (0.0, 2.0, False),
     "later": (0.0, 1.5, False),
     "soon": (0.1, 3.0, True),
+    "idle": (0.0, 3.0, False),
     "retries": (0.0, 3.99, False),
 }
 """Where each constant is looked for: from, to, and whether steps are factors. Slotted scenarios know no memory: its
 weight stays."""
+RANDOM_TASKS = 128
 HELD_OUT = 100
 """Workloads that decide whether what was found is kept."""
 _HELD_OUT_SEED, _SEARCH_SEED = 3_000_000, 4_000_000
@@ -161,7 +163,10 @@ def _summary(scenario: Scenario | None, values: np.ndarray) -> np.ndarray:
 
 
 def _workload(scenario: Scenario | None, seed: int) -> Workload:
-    return draw(scenario or random_scenario(np.random.default_rng(seed)), seed)
+    if scenario is None:
+        # Short ones: a search sees more clusters in its time.
+        scenario = random_scenario(np.random.default_rng(seed), tasks=RANDOM_TASKS)
+    return draw(scenario, seed)
 
 
 def _to_unit(prices: Prices) -> np.ndarray:
