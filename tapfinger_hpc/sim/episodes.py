@@ -27,7 +27,8 @@ class Player(Protocol):
         """Makes all placements of the present slot in these environments, and returns how many decisions that took.
 
         Args:
-            truth: for ``core.place`` and ``core.reallocate`` alone; nothing may be read from it.
+            truth: for ``core.place`` and ``core.reallocate``; true speeds and progress may be read from it by policies
+                alone that say so (``knowledge`` "oracle"), and what is yet to come by none.
             envs: int64, the environments that are not over.
         """
         ...
