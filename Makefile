@@ -18,7 +18,7 @@ $(STAMP): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,traces,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,evaluate,traces,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## the same jobs on stock Slurm and with TapFinger, on a real throw-away cluster
