@@ -17,6 +17,7 @@ from tapfinger_hpc.training import following
 from tapfinger_hpc.training.decoding import WAIT, Batch, Decoder, Draw, log_probability_of_chosen, most_probable, settle
 
 SEEDS = st.integers(0, 10_000)
+torch.set_num_threads(1)  # several of these tests run side by side
 
 
 def network(seed: int = 0) -> PolicyNetwork:
@@ -32,12 +33,10 @@ def some_way_in(seed: int, slots: int, names: tuple[str, ...] = ("random", "hete
     decoder = Decoder(None, frame)
     envs = np.arange(len(workloads))
 
-    def anything(offered, _of_options, of_waiting):
-        chosen = np.full(len(offered.env), WAIT)
-        for option in source.permutation(len(offered.value)):
-            if chosen[offered.row_of[option]] == WAIT and (offered.choice[0] >= 0 or source.random() < 0.7):
-                chosen[offered.row_of[option]] = option
-        return chosen
+    draw = Draw(source)
+
+    def anything(offered, _of_options, _of_waiting):
+        return draw(offered, np.zeros(len(offered.value)), None if offered.job[0] >= 0 else np.zeros(len(offered.env)))
 
     for _ in range(slots):
         decoder.decide(frame, truth, envs, anything)
@@ -165,15 +164,14 @@ def test_agents_that_each_half_want_a_task_take_it() -> None:
     assert (most_probable(offered, np.log(alone), np.log(np.full(rows, 0.6))) == WAIT).all()
 
 
-@given(seed=SEEDS)
-@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize("seed", [0, 1])
 def test_an_untrained_network_breaks_no_rule_and_answers_the_same_every_time(seed: int) -> None:
-    workloads = [scenarios.workload(name, seed) for name in ("random", "uniform-3")]
+    workloads = [scenarios.workload(name, seed) for name in ("hetero-6", "uniform-3")]
     found = []
     for single in (False, True, False):
         player = AgentsPlayer(network(seed), single_task=single)
         frame, truth = core.environments(workloads)
-        for _ in range(6):
+        for _ in range(4):
             envs = np.arange(2)
             player.play_slot(frame, truth, envs)
             assert (frame.free >= 0).all()
@@ -215,9 +213,9 @@ def test_imitation_brings_the_teachers_choices_nearer() -> None:
 
     net, source = network(), np.random.default_rng(0)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    workloads = [scenarios.draw(scenarios.scenario("uniform-3"), seed) for seed in range(6)]
+    workloads = [scenarios.workload("synthetic-3", seed) for seed in range(2)]
     losses = []
-    for own_share in (0.0, 0.5, 0.5):
+    for own_share in (0.0, 0.5):
         taught = following.lessons(net, price.decide, price.DEFAULT, workloads, own_share, source)
         losses.append(following.learn(net, optimizer, taught, source, Team(), slots=4, norm=1.0))
     assert all(after < before for before, after in pairwise(losses))

@@ -7,6 +7,7 @@ one task, and then the state is looked at anew, until nobody takes any.
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.nets.policy_network import PolicyNetwork
@@ -34,6 +35,8 @@ class AgentsPlayer:
         Raises:
             CheckpointError: it cannot be used, and why.
         """
+        # One decision is too small to share out; more threads only make it wait for them.
+        torch.set_num_threads(1)
         network, info = weights.load(folder)
         return cls(network, name=name, knowledge=info.training.knowledge, single_task=single_task)
 
