@@ -216,7 +216,9 @@ def test_an_environment_that_ends_begins_anew_with_other_tasks():
         before = many.frame.reach.copy()
         ended = np.zeros(2, np.bool_)
         for _ in range(2000):
-            seen, _, terminations, _, _ = many.step(masked_actions(seen))
+            lacking = np.arange(many.frame.member.shape[1]) >= many.frame.partitions[:, None]
+            seen, rewards, terminations, _, _ = many.step(masked_actions(seen))
+            assert not rewards[lacking].any()
             ended |= terminations
             if ended.all():
                 break

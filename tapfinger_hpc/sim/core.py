@@ -405,15 +405,15 @@ def step(frame: Frame, truth: Truth, env: int, actions: np.ndarray, rewards: np.
         actions: int64 [B, P, 4] place in the agent's window or WAIT, CPUs, GPUs, MiB. Of the agent's nodes it is the
             first with room for them.
         rewards: float64 [B, P], written: 0 where tasks were placed, else minus the agent's tasks (running on its
-            partition, in its window and its queue) while the slot passed.
+            partition, in its window and its queue) while the slot passed. 0 for agents that the environment lacks.
 
     Returns:
         How many tasks were placed.
     """
     agents = frame.partitions[env]
     wanted = 0
+    rewards[env] = 0.0
     for agent in range(agents):
-        rewards[env, agent] = 0.0
         wanted += _choose(frame, truth, env, agent, actions)
     placed = 0
     if wanted:
