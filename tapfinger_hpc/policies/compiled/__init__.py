@@ -1,0 +1,1 @@
+"""Policies as compiled functions of frames, and the baselines that the learned policy is held against."""
