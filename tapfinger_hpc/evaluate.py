@@ -138,6 +138,8 @@ class Contender:
     """Its name in ``players``."""
     checkpoint: Path | None = None
     knowledge: str | None = None
+    single_task: bool = False
+    """A learned policy places at most one task per agent, then looks at the state anew."""
 
     def player(self, scenario: Scenario, seed: int) -> Player:
         from tapfinger_hpc.sim import players
@@ -147,6 +149,8 @@ class Contender:
             needs["checkpoint"] = self.checkpoint
         if self.knowledge is not None:
             needs["knowledge"] = self.knowledge
+        if self.single_task:
+            needs["single_task"] = True
         return players.make(self.policy, seed=seed, **needs)
 
 

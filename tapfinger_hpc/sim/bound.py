@@ -16,6 +16,8 @@ from tapfinger_hpc.sim.scenarios import TaskType, Workload
 _SPREAD = 1.25
 """Delays of the first columns are so many times each other. Twice is faster where load is light, and slow in finding
 good prices where tasks wait for a hundred slots (testbed-3)."""
+_DELAY = 16
+"""The longest delay of the first columns, at least; more where the load is high."""
 _KEEP = 30.0
 """Columns that cost so many slots more than the best are left out until prices ask for them again."""
 
@@ -88,12 +90,16 @@ class _Programme:
         key = np.column_stack((workload.arrival, workload.type, workload.reachable))
         groups, self.count = np.unique(key, axis=0, return_counts=True)
         self.arrival, self.kind, self.reach = groups[:, 0], groups[:, 1], groups[:, 2:] > 0
-        self.horizon = _horizon(self, workload)
+        last, drain = int(workload.arrival.max()), 1.25 * _drain(self, workload)
+        longest = max(int(slots.max()) for slots in self.slots)
+        # Guesses: with a longer horizon the bound is tighter, and later starts are found when prices ask for them.
+        self.horizon = int(max(last, drain)) + 2 * longest + 1
+        self.latest = max(_DELAY, int(drain) - last + longest)
         self.idle = self._costs(np.zeros((self.agents, self.horizon, 2)))
 
     def first_columns(self) -> np.ndarray:
         """Every choice, started at once, or later by slots that grow geometrically."""
-        delays = np.unique(np.floor(_SPREAD ** np.arange(np.log(self.horizon) / np.log(_SPREAD) + 1) - 1))
+        delays = np.unique(np.floor(_SPREAD ** np.arange(np.log(self.latest) / np.log(_SPREAD) + 1) - 1))
         delays = delays.astype(np.int64)
         made = []
         for group, kind in enumerate(self.kind):
@@ -207,19 +213,17 @@ def _amounts(kind: TaskType) -> np.ndarray:
     return np.array(kept, dtype=np.int64).reshape(-1, 2)
 
 
-def _horizon(programme: _Programme, workload: Workload) -> int:
-    """Long enough to work everything off, as a guess: the bound is tighter with a longer one, and holds with any."""
+def _drain(programme: _Programme, workload: Workload) -> float:
+    """Slots in which all work could be done, at least: of the whole cluster, or of one agent that tasks depend on."""
     area = np.array(
         [
             (amounts * slots[:, None]).min(axis=0)
             for amounts, slots in zip(programme.amounts, programme.slots, strict=True)
         ]
     )[workload.type]
-    drain = (area.sum(axis=0) / programme.capacity.sum(axis=0)).max()
     only = workload.reachable & (workload.reachable.sum(axis=1) == 1)[:, None]
-    drain = max(drain, ((only.T.astype(np.float64) @ area) / programme.capacity).max())
-    longest = max(int(slots.max()) for slots in programme.slots)
-    return int(max(workload.arrival.max(), 1.25 * drain)) + 2 * longest + 1
+    by_agent = (only.T.astype(np.float64) @ area) / programme.capacity
+    return float(max((area.sum(axis=0) / programme.capacity.sum(axis=0)).max(), by_agent.max()))
 
 
 def _columns(group: int, pairs: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--table", type=_FILE, help="Measurements of the authors' test-bed, for the scenarios that replay them.")
 @click.option("--knowledge", type=click.Choice(KNOWLEDGE), help="What the policy knows of a task's speed.")
 @click.option("--checkpoint", type=_FOLDER, help="Folder of the weights, for a learned policy.")
+@click.option("--single-task", is_flag=True, help="A learned policy places one task per agent and look at the state.")
 def simulate(
     scenario: str,
     policy: str,
@@ -47,6 +48,7 @@ def simulate(
     table: Path | None,
     knowledge: str | None,
     checkpoint: Path | None,
+    single_task: bool,
 ) -> None:
     """Play episodes of a scenario with one policy, and write down what it did."""
     evaluation = _load_evaluation()
@@ -54,7 +56,7 @@ def simulate(
     from tapfinger_hpc.sim import scenarios
     from tapfinger_hpc.sim.episodes import play
 
-    contender = evaluation.Contender(policy, policy, checkpoint, knowledge)
+    contender = evaluation.Contender(policy, policy, checkpoint, knowledge, single_task)
     means = []
     with _usage_errors():
         contender.player(scenarios.workload(scenario, seed, table=table).scenario, seed)
@@ -87,6 +89,7 @@ def simulate(
 @click.option("--table", type=_FILE, help="Measurements of the authors' test-bed, for the scenarios that replay them.")
 @click.option("--knowledge", type=click.Choice(KNOWLEDGE), help="What the policies know of a task's speed.")
 @click.option("--checkpoint", "checkpoints", multiple=True, help="NAME=FOLDER: weights under a name; repeatable.")
+@click.option("--single-task", "singles", multiple=True, help="NAME=FOLDER: as --checkpoint, one task at a time.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that play.")
 def evaluate(
     scenario_names: str,
@@ -103,6 +106,7 @@ def evaluate(
     table: Path | None,
     knowledge: str | None,
     checkpoints: Sequence[str],
+    singles: Sequence[str],
     workers: int,
 ) -> None:
     """Compare policies on the same workloads.
@@ -113,7 +117,7 @@ def evaluate(
     names = _names(policies, "--policies")
     with_bound = with_bound or "bound" in names
     with _usage_errors():
-        contenders = _contenders([name for name in names if name != "bound"], checkpoints, knowledge)
+        contenders = _contenders([name for name in names if name != "bound"], checkpoints, singles, knowledge)
         chosen = reference or contenders[0].name
         if chosen not in [contender.name for contender in contenders]:
             raise ConfigError(f"reference {chosen!r} is not among the policies {policies!r}")
@@ -223,23 +227,30 @@ def _carried_out(calls: Sequence[tuple[Callable, Callable, tuple]], workers: int
             raise
 
 
-def _contenders(names: Sequence[str], checkpoints: Sequence[str], knowledge: str | None):
+def _contenders(names: Sequence[str], checkpoints: Sequence[str], singles: Sequence[str], knowledge: str | None):
     """The policies of the command line; one that has weights of its own may have any name."""
     from tapfinger_hpc.evaluate import Contender
     from tapfinger_hpc.sim import players
 
     folders = {}
-    for text in checkpoints:
+    for text in (*checkpoints, *singles):
         name, equals, folder = text.partition("=")
         if not (name and equals and folder):
             raise ConfigError(f"checkpoint {text!r}: expected NAME=FOLDER, such as mine=runs/hetero")
+        if name in folders:
+            raise ConfigError(f"checkpoint {text!r}: the name {name!r} has weights already; choose another")
         folders[name] = Path(folder)
+    one_by_one = {text.partition("=")[0] for text in singles}
     names = [*names, *(name for name in folders if name not in names)]
     if not names:
         raise ConfigError("no policy to play: give at least one name with --policies")
     return [
         Contender(
-            name, "tapfinger" if name in folders and name not in players.NAMES else name, folders.get(name), knowledge
+            name=name,
+            policy="tapfinger" if name in folders and name not in players.NAMES else name,
+            checkpoint=folders.get(name),
+            knowledge=knowledge,
+            single_task=name in one_by_one,
         )
         for name in names
     ]
