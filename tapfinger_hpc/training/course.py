@@ -293,7 +293,10 @@ class _Course:
                 **{name: version(name) for name in ("torch", "torch-geometric", "numpy", "numba", "tapfinger-hpc")},
             },
         )
-        return weights.save(self.out, self.averaged, training) if self.team.leads else weights.describe(self.out)
+        if self.team.leads:
+            weights.save(self.out, self.averaged, training)
+        self.team.wait()
+        return weights.describe(self.out)
 
     def begin_with(self, folder: Path) -> None:
         """Takes the weights of a checkpoint."""

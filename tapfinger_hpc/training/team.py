@@ -47,6 +47,11 @@ class Team:
     def mean(self, value: float) -> float:
         return self._reduced(value, dist.ReduceOp.SUM) / self.size
 
+    def wait(self) -> None:
+        """Until everyone has come as far."""
+        if self.size > 1:
+            dist.barrier()
+
     def leave(self) -> None:
         if self.size > 1:
             dist.destroy_process_group()
@@ -76,7 +81,8 @@ def join(environment: Mapping[str, str] = os.environ) -> Team:
     host = environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR")
     # Two steps of one job, or two jobs of one host, must not meet at the same port.
     number = environment.get("SLURM_JOB_ID", "0") + environment.get("SLURM_STEP_ID", "0")
-    port = environment.get("MASTER_PORT") or str(20000 + int(number) % 20000 if number.isdecimal() else 20000)
+    # Above the ports that Linux hands out by itself.
+    port = environment.get("MASTER_PORT") or str(61000 + (int(number) % 4000 if number.isdecimal() else 0))
     if not host:
         raise ConfigError(
             f"training as one of {size} processes: neither MASTER_ADDR nor SLURM_LAUNCH_NODE_IPADDR says where the "

@@ -1,0 +1,39 @@
+"""Training as a Slurm job: two ranks under a real srun find each other and train one network."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from slurm_plugin.sandbox import Sandbox
+from tapfinger_hpc.training import weights
+
+pytestmark = pytest.mark.slurm
+
+
+def test_two_ranks_under_srun_train_one_network(cluster: Sandbox) -> None:
+    with tempfile.TemporaryDirectory(prefix="tf-") as folder:
+        out, log = Path(folder) / "trained", Path(folder) / "log"
+        train = (
+            f"srun --ntasks=2 --nodes=2 --output={log} {sys.executable} -m tapfinger_hpc.cli "
+            f"train --scenario synthetic-3 --iterations 2 --out {out}"
+        )
+        job = cluster.submit(train, "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1")
+        cluster.wait_state(job, "COMPLETED", timeout_s=200)
+        said = log.read_text() if log.exists() else "(no output)"
+        assert (out / weights.DESCRIPTION).exists(), said
+        trained = weights.load(out)[1].training
+        assert (trained.workers, trained.iterations) == (2, 2), said
+        # Both ranks know how to go on, and with a gradient in common both have the same weights.
+        states = [(out / name).read_bytes() for name in ("resume.bin", "resume-1.bin")]
+        assert len(states[0]) == len(states[1])
+
+
+def test_a_lone_step_under_srun_trains_alone(cluster: Sandbox) -> None:
+    with tempfile.TemporaryDirectory(prefix="tf-") as folder:
+        out = Path(folder) / "trained"
+        train = f"srun {sys.executable} -m tapfinger_hpc.cli train --scenario synthetic-3 --iterations 1 --out {out}"
+        job = cluster.submit(train)
+        cluster.wait_state(job, "COMPLETED", timeout_s=200)
+        assert weights.load(out)[1].training.workers == 1
