@@ -81,6 +81,10 @@ class Difference(msgspec.Struct, frozen=True):
     slots: Interval
     relative: Interval
     """The same as a share of the other's mean."""
+    ratio: Interval
+    """Geometric mean over the seeds of (ours / theirs), less 1: every workload counts alike, long or short."""
+    worst: float
+    """The greatest (ours / theirs) of a seed, less 1."""
 
     @property
     def clear(self) -> bool:
@@ -116,6 +120,13 @@ class Contest(msgspec.Struct, frozen=True):
 
     def figures(self, policy: str) -> Figures:
         return next(row for row in self.policies if row.policy == policy)
+
+    def against(self, policy: str, reference: str) -> Interval:
+        """By how much it is above the reference, as a share: of the mean, or where every seed has a cluster of its own
+        by the ratio of each.
+        """
+        found = self.difference(policy, reference)
+        return found.ratio if self.scenario == "random" else found.relative
 
     def difference(self, policy: str, against: str) -> Difference:
         return next(row for row in self.differences if (row.policy, row.against) == (policy, against))
@@ -302,8 +313,15 @@ def figures(policy: str, runs: Sequence[Run]) -> Figures:
 def difference(one: Figures, other: Figures) -> Difference:
     """By how much the first is above the second, paired by seed."""
     ours, theirs = np.array(one.jct_of_seeds), np.array(other.jct_of_seeds)
-    mean = float(theirs.mean())
-    return Difference(one.policy, other.policy, interval(ours - theirs), interval((ours - theirs) / mean))
+    logarithms = interval(np.log(ours / theirs))
+    return Difference(
+        policy=one.policy,
+        against=other.policy,
+        slots=interval(ours - theirs),
+        relative=interval((ours - theirs) / float(theirs.mean())),
+        ratio=Interval(*(_rounded(np.expm1(value)) for value in msgspec.structs.astuple(logarithms))),
+        worst=_rounded((ours / theirs).max() - 1),
+    )
 
 
 def bound_figures(policies: Sequence[Figures], bounds: "Sequence[Bound]") -> BoundFigures:

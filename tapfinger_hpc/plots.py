@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from tapfinger_hpc.errors import ConfigError
-from tapfinger_hpc.evaluate import Contest, Figures, Report
+from tapfinger_hpc.evaluate import Contest, Figures, Interval, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ _COLOURS = (
     *("#000000", "#8C564B", "#7F7F7F", "#BCBD22"),
 )
 _LINES = ("-", "--", ":")
+_FAR = 1.0
+"""Policies that are so much worse than the reference would hide the others in a drawing of the differences."""
 _STYLE: Any = {
     "svg.hashsalt": "tapfinger",
     "font.size": 9,
@@ -132,11 +135,10 @@ def _completion(contest: Contest, colours: _Colours) -> Figure:
     bars.invert_yaxis()
     bars.grid(axis="y", visible=False)
     bars.set_xlabel("mean completion time, slots (95 % over seeds)")
-    if contest.bound is not None:
-        bars.axvline(contest.bound.programme.mean, color="black", linestyle="--", linewidth=1)
-        lowest = f"dashed: lower bound {contest.bound.programme.mean:.3f}"
-        of = "" if contest.bound.seeds == contest.seeds else f" of the first {contest.bound.seeds} workloads"
-        bars.set_title(lowest + of, fontsize=8)
+    lowest = _bound_of_all(contest)
+    if lowest is not None:
+        bars.axvline(lowest, color="black", linestyle="--", linewidth=1)
+        bars.set_title(f"dashed: lower bound {lowest:.3f}", fontsize=8)
     for row in rows:
         # A logarithmic axis has no 0, and no task is done in less than a slot.
         times = np.maximum(1.0, row.jct_percentiles)
@@ -182,23 +184,37 @@ def _load_sweep(contests: Sequence[Contest], reference: str, colours: _Colours) 
         rows = [contest.figures(policy) for contest in contests]
         _band(means, loads, [row.mean_jct for row in rows], _line(rows[0], colours))
         if policy != reference:
-            found = [contest.difference(policy, reference).relative for contest in contests]
+            found = [contest.against(policy, reference) for contest in contests]
             _band(gains, loads, found, _line(rows[0], colours))
-    bounded = [(contest.load, contest.bound.programme.mean) for contest in contests if contest.bound is not None]
-    if bounded:
-        means.plot(*zip(*bounded, strict=True), color="black", linestyle="--", linewidth=1, label="lower bound")
+    lowest = [_bound_of_all(contest) for contest in contests]
+    if None not in lowest:
+        means.plot(loads, lowest, color="black", linestyle="--", linewidth=1, label="lower bound")
     means.set_yscale("log")
+    means.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    means.yaxis.set_major_formatter("{x:g}")
+    means.yaxis.set_minor_formatter(NullFormatter())
     means.set_ylabel("mean completion time, slots")
     gains.axhline(0, color=colours[reference], linewidth=1, label=reference)
     gains.yaxis.set_major_formatter("{x:+.0%}")
     gains.set_ylabel(f"against {reference} (below 0: better)")
-    # One policy that is many times worse would hide the others.
-    gains.set_ylim(-0.5, 1.0)
+    shown = [found for contest in contests for found in _relative(contest, reference) if found.mean < _FAR]
+    gains.set_ylim(min([-0.05, *(one.low for one in shown)]), max([0.05, *(one.high for one in shown)]))
     for axes in (means, gains):
         axes.set_xlabel("load")
     means.legend(fontsize=7)
     figure.suptitle(f"{contests[0].scenario}, {contests[0].seeds} workloads for each load, 95 % intervals")
     return figure
+
+
+def _relative(contest: Contest, reference: str) -> list[Interval]:
+    return [contest.against(row.policy, reference) for row in contest.policies if row.policy != reference]
+
+
+def _bound_of_all(contest: Contest) -> float | None:
+    """Of some of the workloads it could lie above the means of all."""
+    if contest.bound is None or contest.bound.seeds < contest.seeds:
+        return None
+    return contest.bound.programme.mean
 
 
 def _learning(curves: Sequence[Curve]) -> Figure:

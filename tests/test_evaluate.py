@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 import msgspec
 import numpy as np
@@ -55,6 +55,9 @@ def test_a_difference_is_paired_by_seed():
     assert found.slots.mean == pytest.approx(fmean(own))
     assert found.relative.mean == pytest.approx(fmean(own) / fmean(fifo.jct_of_seeds))
     assert found.slots.half == pytest.approx(evaluate.interval(own).half)
+    ratios = [b / a for a, b in zip(fifo.jct_of_seeds, other.jct_of_seeds, strict=True)]
+    assert found.ratio.mean == pytest.approx(geometric_mean(ratios) - 1)
+    assert found.worst == pytest.approx(max(ratios) - 1)
     assert found.clear == (abs(found.slots.mean) > found.slots.half)
 
 
@@ -166,6 +169,35 @@ def test_bounds_come_with_the_policy_name_bound_and_lie_below_the_policies(tmp_p
     assert contest.bound.alone.mean <= contest.bound.programme.mean
     assert contest.bound.above["fifo"] >= 0
     assert "Lower bounds, 2 workloads" in done.output
+
+
+def test_weights_play_under_names_of_their_own_at_once_or_task_by_task(tmp_path):
+    folder = tmp_path / "weights"
+    torch = pytest.importorskip("torch")
+    from tapfinger_hpc.nets.policy_network import NetworkConfig, PolicyNetwork
+    from tapfinger_hpc.training import weights
+
+    torch.manual_seed(0)
+    training = weights.Training(
+        "synthetic-3", "oracle", "", seed=0, iterations=0, minutes=0, episodes=0, workers=1, versions={}
+    )
+    weights.save(folder, PolicyNetwork(NetworkConfig(hidden=16, heads=2)), training)
+    file = tmp_path / "report.json"
+    arguments = ["--scenario", "synthetic-3", "--policies", "fifo", "--seeds", "1", "--json", str(file)]
+    named = ["--checkpoint", f"mine={folder}", "--single-task", f"slowly={folder}"]
+    done = CliRunner().invoke(cli.evaluate, [*arguments, *named])
+    assert done.exit_code == 0, done.output
+    (contest,) = msgspec.json.decode(file.read_bytes(), type=evaluate.Report).contests
+    assert [(row.policy, row.knowledge) for row in contest.policies[1:]] == [("mine", "oracle"), ("slowly", "oracle")]
+    assert 0 < contest.figures("mine").passes_per_task < contest.figures("slowly").passes_per_task
+    assert contest.figures("fifo").passes_per_task == 0
+
+
+def test_a_folder_without_weights_is_a_usage_error(tmp_path):
+    arguments = ["--scenario", "synthetic-3", "--policies", "fifo", "--checkpoint", f"mine={tmp_path}"]
+    done = CliRunner().invoke(cli.evaluate, arguments)
+    assert done.exit_code == 2
+    assert str(tmp_path) in done.output.replace("\n", "")
 
 
 def test_a_load_sweep_is_one_contest_for_each_load(tmp_path):

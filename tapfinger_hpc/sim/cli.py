@@ -365,7 +365,7 @@ def _table(contest: "evaluation.Contest", reference: str) -> Table:
 def _against(contest: "evaluation.Contest", policy: str, reference: str) -> str:
     if policy == reference:
         return "-"
-    found = contest.difference(policy, reference).relative
+    found = contest.against(policy, reference)
     return f"{found.mean:+.2%} ± {found.half:.2%}"
 
 
