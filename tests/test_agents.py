@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.nets.policy_network import GraphTensors, NetworkConfig, PolicyNetwork, Rows
-from tapfinger_hpc.policies.agents import AgentsPlayer
+from tapfinger_hpc.policies.learned_player import AgentsPlayer
 from tapfinger_hpc.policies.compiled import price
 from tapfinger_hpc.sim import core, episodes, scenarios
 from tapfinger_hpc.training import following

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, geometric_mean
 
 import msgspec
@@ -198,6 +199,22 @@ def test_a_folder_without_weights_is_a_usage_error(tmp_path):
     done = CliRunner().invoke(cli.evaluate, arguments)
     assert done.exit_code == 2
     assert str(tmp_path) in done.output.replace("\n", "")
+
+
+@pytest.mark.parametrize("command", [cli.simulate, cli.evaluate], ids=lambda command: command.name)
+def test_the_manual_names_every_option(command):
+    manual = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    section = manual.split("`tapfinger evaluate`")[command.name == "evaluate"]
+    for option in command.params:
+        assert f"`{option.opts[0]}`" in section
+
+
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_played(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="choose another"):
+        CliRunner().invoke(
+            cli.evaluate, [*FIELDS, "--json", str(tmp_path / "file" / "report.json")], catch_exceptions=False
+        )
 
 
 def test_a_load_sweep_is_one_contest_for_each_load(tmp_path):

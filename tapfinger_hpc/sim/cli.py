@@ -1,11 +1,12 @@
 """``tapfinger simulate`` and ``tapfinger evaluate``: what policies do in the scenarios, and how good they are."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import click
 import msgspec
@@ -60,7 +61,7 @@ def simulate(
     means = []
     with _usage_errors():
         contender.player(scenarios.workload(scenario, seed, table=table).scenario, seed)
-    file = _opened(dump)
+    file = _opened(dump, "wb") if dump else None
     for number in range(seed, seed + episodes):
         workload = scenarios.workload(scenario, number, table=table)
         (episode,) = play([workload], contender.player(workload.scenario, number))
@@ -126,10 +127,11 @@ def evaluate(
         _check(fields, contenders, table, seed0)
         learning = [_curve(text) for text in curves]
         if plots is not None:
-            _load_plots()  # before the playing, which may take long
-    for path in (json_file, plots):
-        if path is not None:
-            _make_folder(path if path is plots else path.parent)
+            _load_plots()
+    if plots is not None:
+        _make_folder(plots)
+    if json_file is not None:
+        _opened(json_file, "ab").close()  # what cannot be written is said before the playing, which may take long
     console = Console(stderr=True)
     bounded = min(bound_seeds or seeds, seeds) if with_bound else 0
     work = _Work(evaluation, fields, contenders, table, tuple(range(seed0, seed0 + seeds)), bounded)
@@ -215,7 +217,7 @@ def _carried_out(calls: Sequence[tuple[Callable, Callable, tuple]], workers: int
             yield keep, function(*arguments)
         return
     # Not forked: a fork of a process with threads of numba or torch may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts) as pool:
         kept: dict[Future, Callable] = {}
         for keep, function, arguments in calls:
             kept[pool.submit(function, *arguments)] = keep
@@ -225,6 +227,11 @@ def _carried_out(calls: Sequence[tuple[Callable, Callable, tuple]], workers: int
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C goes to every process of a terminal; the one that leads says what becomes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _contenders(names: Sequence[str], checkpoints: Sequence[str], singles: Sequence[str], knowledge: str | None):
@@ -314,12 +321,10 @@ def _load_plots():
     return plots
 
 
-def _opened(path: Path | None):
-    if path is None:
-        return None
+def _opened(path: Path, mode: str) -> IO[bytes]:
     _make_folder(path.parent)
     try:
-        return path.open("wb")
+        return cast(IO[bytes], path.open(mode))
     except OSError as error:
         raise ConfigError(f"writing {str(path)!r}: {error.strerror}; choose another file") from error
 

@@ -93,7 +93,7 @@ def _price(*, scenario: Scenario | None = None, **_: Any) -> Player:
 
 
 def _tapfinger(*, checkpoint: Path | None = None, single_task: bool = False, **_: Any) -> Player:
-    from tapfinger_hpc.policies.agents import AgentsPlayer
+    from tapfinger_hpc.policies.learned_player import AgentsPlayer
 
     if checkpoint is None:
         raise ConfigError(

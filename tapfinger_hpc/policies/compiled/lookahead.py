@@ -1,8 +1,8 @@
-"""Look-ahead: each decision of the price heuristic is held against its alternatives, by playing on into sampled futures.
+"""Look-ahead: decisions of the price heuristic held against their alternatives, by playing on into sampled futures.
 
 One job after the other: start it elsewhere, on other amounts, or not now; the heuristic decides the rest of the slot
 and all that follows; whatever is cheaper over the futures, clearly enough, is kept. All alternatives meet the same
-futures. Futures are drawn from the scenario, never read from the workload. Slow: a teacher, and a bound on what is left.
+futures, drawn from the scenario, never read from the workload. Slow: a teacher, and a measure of what is left.
 """
 
 from dataclasses import dataclass, replace
@@ -26,22 +26,22 @@ JOB, PARTITION, NODE, AMOUNTS, MEAN, ERROR, FUTURES = 0, 1, 2, slice(3, 6), 6, 7
 class Effort:
     """How hard to look."""
 
-    futures: int = 32
+    futures: int = 256
     """Sampled for every slot; alternatives that look bad on the first of them meet no more."""
-    depth: int = 16
+    depth: int = 12
     """Slots that each is played on."""
     alternatives: int = 8
     """Of each job, those of least price; not to start it comes on top."""
-    first: int = 8
+    first: int = 16
     """Futures on which all are compared; their number doubles as alternatives drop out."""
-    surely: float = 1.0
+    surely: float = 2.0
     """Standard errors by which an alternative must be better."""
 
 
 class Futures(NamedTuple):
     """Sampled arrivals: F futures, A at most in each."""
 
-    count: np.ndarray  # int64 [F]
+    size: np.ndarray  # int64 [F]
     arrival: np.ndarray  # float64 [F, A] ascending
     kind: np.ndarray  # int64 [F, A]
     reach: np.ndarray  # bool [F, A, P]
@@ -119,7 +119,7 @@ def sample(scenario: Scenario, now: float, futures: int, depth: int, seed: int) 
     agents = scenario.agents
     ranks = source.random((futures, most, agents)).argsort(axis=2).argsort(axis=2)
     return Futures(
-        count=counts.sum(axis=1),
+        size=counts.sum(axis=1),
         arrival=arrival,
         kind=source.integers(len(scenario.types), size=(futures, most)),
         reach=ranks < source.integers(1, agents + 1, size=(futures, most, 1)),
@@ -150,7 +150,7 @@ def search(
         How many placements, how many labels, how many rollouts it took.
     """
     most, surely = int(settings[1]), settings[3]
-    total = len(futures.count)
+    total = len(futures.size)
     names = _enter_state(frame, env, room, truth)
     jobs = len(names)
     plan = np.zeros((jobs, 6), np.int64)
@@ -160,10 +160,8 @@ def search(
     forced_count = 0
     kept = np.zeros(total)  # what the plan as it is costs in each future
     count = _candidate(room, truth, forced, 0, jobs, prices, plan)
-    for future in range(total):
-        kept[future] = _play_on(room, truth, jobs, futures, future, int(settings[0]), rollout, scratch)
-    rollouts = total
-    labelled = 0
+    known = 0  # of how many futures
+    rollouts, labelled = 0, 0
     order = _jobs_in_order(room, jobs, prices)
     options = np.zeros((most + 1, 6), np.int64)
     costs = np.zeros((most + 1, total))
@@ -180,6 +178,12 @@ def search(
         seen[:found] = 0
         upto = min(total, int(settings[2]))
         while True:
+            if known < upto:
+                _candidate(room, truth, forced, forced_count, jobs, prices, trial)
+                for future in range(known, upto):
+                    kept[future] = _play_on(room, truth, jobs, futures, future, int(settings[0]), rollout, scratch)
+                    rollouts += 1
+                known = upto
             left = 0
             for option in range(found):
                 if not alive[option]:
@@ -239,6 +243,14 @@ def _compared(costs: np.ndarray, kept: np.ndarray, upto: int) -> tuple[float, fl
 
 
 @lean
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    equal = True
+    for column in range(len(one)):
+        equal = equal and one[column] == other[column]
+    return equal
+
+
+@lean
 def _same(plan: np.ndarray, count: int, other: np.ndarray, other_count: int) -> bool:
     """Whether two plans place the same jobs in the same way, in whatever order."""
     if count != other_count:
@@ -246,10 +258,7 @@ def _same(plan: np.ndarray, count: int, other: np.ndarray, other_count: int) -> 
     for row in range(count):
         found = False
         for other_row in range(count):
-            equal = True
-            for column in range(6):
-                equal = equal and plan[row, column] == other[other_row, column]
-            if equal:
+            if _equal(plan[row], other[other_row]):
                 found = True
                 break
         if not found:
@@ -469,9 +478,8 @@ def _alternatives(
             amounts = room.menu[CANDIDATE, kind, choice]
             if not price._within(amounts, room.free[CANDIDATE, node]):
                 continue
-            if planned >= 0 and plan[planned, 2] == node:
-                if plan[planned, 3] == amounts[0] and plan[planned, 4] == amounts[1] and plan[planned, 5] == amounts[2]:
-                    continue
+            if planned >= 0 and plan[planned, 2] == node and _equal(plan[planned, 3:], amounts):
+                continue
             cost = room.seconds[CANDIDATE, kind, choice] * (
                 1.0 + pressure * price._share(market, node, amounts, prices)
             )
@@ -516,7 +524,7 @@ def _play_on(
 
 @lean
 def _add_arrivals(room: Frame, truth: Truth, jobs: int, futures: Futures, future: int) -> None:
-    count = futures.count[future]
+    count = futures.size[future]
     for arrival in range(count):
         job = jobs + arrival
         room.kind[ROLLOUT, job] = futures.kind[future, arrival]
@@ -537,7 +545,7 @@ def _cost(room: Frame, truth: Truth, since: float) -> float:
     for job in range(truth.next[ROLLOUT]):
         begin = max(since, room.arrival[ROLLOUT, job])
         status = room.status[ROLLOUT, job]
-        if status == RUNNING or status == DONE:
+        if status in (RUNNING, DONE):
             total += truth.end[ROLLOUT, job] - begin
         elif status == WAITING:
             kind = room.kind[ROLLOUT, job]

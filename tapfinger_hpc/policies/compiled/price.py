@@ -47,6 +47,8 @@ class Prices(NamedTuple):
     """How far nodes that are left full are preferred."""
     reserve: float = 0.929
     """Share of its amounts that a job that had better wait keeps others from."""
+    keepers: float = 8.0
+    """How many jobs may keep others from room, for which they wait; those after them take what is left."""
     room: float = 0.432
     """What it costs to leave a newcomer of a kind that is about with less: by how much later it would end there."""
     later: float = 1.258
@@ -72,11 +74,10 @@ BASE, BACKLOG, LOAD, LOCAL = _at("base"), _at("backlog"), _at("load"), _at("loca
 CPU, MEM, ADAPT, SCARCEST, SIZE = _at("cpu"), _at("mem"), _at("adapt"), _at("scarcest"), _at("size")
 AGE, REACH, LENGTH = _at("age"), _at("reach"), _at("length")
 PATIENCE, MARGIN, PACKING, RESERVE, ROOM = (_at(n) for n in ("patience", "margin", "packing", "reserve", "room"))
+KEEPERS = _at("keepers")
 LATER, SOON, IDLE, RETRIES = _at("later"), _at("soon"), _at("idle"), _at("retries")
 
 DEFAULT = Prices().array()
-RESERVATIONS = 64
-"""Jobs that may keep room; those after them take what is left and keep nothing."""
 MOMENTS = 2
 """When newcomers are thought of: in the next slot, and a little later."""
 KINDS = 6
@@ -177,7 +178,7 @@ def _plan(
             market.running[node] += 1.0
             placed += 1
             full = not _room_for_any(frame, env, free)
-        elif kept < RESERVATIONS and parameters[RESERVE] > 0.0:
+        elif kept < int(parameters[KEEPERS]) and parameters[RESERVE] > 0.0:
             share = parameters[RESERVE]
             cpus, gpus, mem = round(row[3] * share), round(row[4] * share), round(row[5] * share)
             _enter(calendar, node, start, -cpus, -gpus, -mem)
