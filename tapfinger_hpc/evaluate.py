@@ -8,18 +8,16 @@ so that they can be made from its JSON. docs/evaluation.md defines every figure.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.sim import scenarios
+from tapfinger_hpc.sim.bound import Bound, alone, bound
 from tapfinger_hpc.sim.episodes import Episode, Player, play
 from tapfinger_hpc.sim.scenarios import Scenario, Workload
-
-if TYPE_CHECKING:
-    from tapfinger_hpc.sim.bound import Bound
 
 WARM_UP_TASKS = 5
 """Tasks of an episode before those that count: it compiles and loads what the first decision needs."""
@@ -97,6 +95,7 @@ class BoundFigures(msgspec.Struct, frozen=True):
 
     seeds: int
     alone: Interval
+    """As ``Contest.alone``, on these."""
     programme: Interval
     greatest_gap: float
     """By how much the programme's own value may lie above the bound at most, as a share of it."""
@@ -113,6 +112,8 @@ class Contest(msgspec.Struct, frozen=True):
     """Mean over the workloads; docs/evaluation.md says of what."""
     first_seed: int
     seeds: int
+    alone: Interval
+    """Mean completion time if every task had the cluster to itself, on constant amounts."""
     policies: tuple[Figures, ...]
     differences: tuple[Difference, ...]
     """All pairs."""
@@ -186,6 +187,8 @@ class Run:
     seed: int
     knowledge: str
     load: float
+    alone: float
+    """Mean completion time if every task had the cluster to itself."""
     completion: np.ndarray  # float32 [task] slots
     waiting: np.ndarray  # float32 [task] slots from arrival to the first placement
     present: np.ndarray  # float32 [slot] tasks in the system
@@ -217,10 +220,8 @@ def play_task(task: PlayTask) -> list[Run]:
     return runs
 
 
-def bound_task(scenario: str, load: float | None, table: Path | None, seed: int) -> "Bound":
+def bound_task(scenario: str, load: float | None, table: Path | None, seed: int) -> Bound:
     """The lower bounds of one workload."""
-    from tapfinger_hpc.sim.bound import bound
-
     return bound(scenarios.workload(scenario, seed, table=table, load=load))
 
 
@@ -239,6 +240,7 @@ def run(episode: Episode, knowledge: str, passes: float = 0.0) -> Run:
         seed=workload.seed,
         knowledge=knowledge,
         load=scenario.load,
+        alone=float(alone(workload).mean()),
         completion=episode.completion_times.astype(np.float32),
         waiting=(episode.start - workload.arrival).astype(np.float32),
         present=episode.present.sum(axis=1).astype(np.float32),
@@ -253,9 +255,7 @@ def run(episode: Episode, knowledge: str, passes: float = 0.0) -> Run:
     )
 
 
-def contest(
-    scenario: str, runs: dict[str, list[Run]], bounds: "Sequence[Bound]" = (), *, first_seed: int = 0
-) -> Contest:
+def contest(scenario: str, runs: dict[str, list[Run]], bounds: Sequence[Bound] = (), *, first_seed: int = 0) -> Contest:
     """The figures of policies, each with its runs in the order of the same seeds.
 
     Args:
@@ -268,6 +268,7 @@ def contest(
         load=_rounded(np.mean([one.load for one in some])),
         first_seed=first_seed,
         seeds=len(some),
+        alone=interval([one.alone for one in some]),
         policies=policies,
         differences=tuple(
             difference(one, other) for one in policies for other in policies if one.policy != other.policy
@@ -324,7 +325,7 @@ def difference(one: Figures, other: Figures) -> Difference:
     )
 
 
-def bound_figures(policies: Sequence[Figures], bounds: "Sequence[Bound]") -> BoundFigures:
+def bound_figures(policies: Sequence[Figures], bounds: Sequence[Bound]) -> BoundFigures:
     """The bounds of the first workloads, and how far above them each policy is."""
     count = len(bounds)
     programme = interval([one.programme for one in bounds])

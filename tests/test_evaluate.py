@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 from tapfinger_hpc import evaluate, plots
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.sim import cli, episodes, players, scenarios
-from tapfinger_hpc.sim.bound import Bound
+from tapfinger_hpc.sim.bound import Bound, alone
 from tapfinger_hpc.sim.scenarios import Scenario, TaskType, Workload
 
 FIELDS = ["--scenario", "synthetic-3", "--policies", "fifo,min", "--seeds", "3", "--seed0", "40"]
@@ -168,8 +168,11 @@ def test_bounds_come_with_the_policy_name_bound_and_lie_below_the_policies(tmp_p
     assert [row.policy for row in contest.policies] == ["fifo"]
     assert contest.bound.seeds == 2
     assert contest.bound.alone.mean <= contest.bound.programme.mean
+    own = [alone(scenarios.workload("synthetic-3", seed)).mean() for seed in range(3)]
+    assert contest.alone.mean == pytest.approx(fmean(own))
+    assert contest.bound.alone.mean == pytest.approx(fmean(own[:2]))
     assert contest.bound.above["fifo"] >= 0
-    assert "Lower bounds, 2 workloads" in done.output
+    assert "Lower bound, 2 workloads" in done.output
 
 
 def test_weights_play_under_names_of_their_own_at_once_or_task_by_task(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 from tapfinger_hpc.features import measures
 from tapfinger_hpc.features.measures import HORIZONS, Measures, bounded, ratio
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import compiled
+from tapfinger_hpc.sim.core import compiled, lean
 
 SCHEMA_VERSION = 2
 RESOURCES = ("cpus", "gpus", "mem")
@@ -162,18 +162,18 @@ def build(frame: Frame, envs: np.ndarray, scratch: Measures) -> Graphs:
     return graphs
 
 
-@compiled
+@lean
 def log_amount(amount: float) -> float:
     """An amount on a scale on which 16 is about 1; memory is counted in GiB before."""
     return np.log1p(max(0.0, amount)) / 3
 
 
-@compiled
+@lean
 def _unit(resource: int) -> float:
     return 1.0 if resource < 2 else 1.0 / 1024
 
 
-@compiled
+@lean
 def _partitions(frame: Frame, env: int, seen: Measures, graphs: Graphs, position: int, edges: np.ndarray) -> None:
     for partition in range(frame.partitions[env]):
         at = graphs.first[position, 0] + partition
@@ -211,7 +211,7 @@ def _partitions(frame: Frame, env: int, seen: Measures, graphs: Graphs, position
         graphs.reports_to[1, at] = position
 
 
-@compiled
+@lean
 def _nodes(frame: Frame, env: int, seen: Measures, graphs: Graphs, position: int) -> None:
     for node in range(frame.nodes[env]):
         row = graphs.node[graphs.first[position, 1] + node]
@@ -242,7 +242,7 @@ def _nodes(frame: Frame, env: int, seen: Measures, graphs: Graphs, position: int
                     )
 
 
-@compiled
+@lean
 def _pending(frame: Frame, env: int, seen: Measures, graphs: Graphs, position: int, edges: np.ndarray) -> None:
     log_scale = np.log(seen.scale[0])
     for place in range(frame.waiting_count[env]):
@@ -278,7 +278,7 @@ def _pending(frame: Frame, env: int, seen: Measures, graphs: Graphs, position: i
         row[14] = frame.log_std[env, kind]
 
 
-@compiled
+@lean
 def _running(frame: Frame, env: int, seen: Measures, graphs: Graphs, position: int, edges: np.ndarray) -> None:
     for place in range(frame.running_count[env]):
         job = frame.running[env, place]
@@ -295,7 +295,7 @@ def _running(frame: Frame, env: int, seen: Measures, graphs: Graphs, position: i
         edges[2] += 1
 
 
-@compiled
+@lean
 def _coordinator(frame: Frame, env: int, seen: Measures, graphs: Graphs, position: int) -> None:
     row = graphs.coordinator[position]
     nodes = 0
@@ -316,6 +316,6 @@ def _coordinator(frame: Frame, env: int, seen: Measures, graphs: Graphs, positio
     row[11] = np.log(frame.slot[env] / seen.scale[0]) if frame.slot[env] > 0 else _NO_SLOTS
 
 
-@compiled
+@lean
 def _log_time(seconds: float, seen: Measures) -> float:
     return min(4.0, np.log1p(max(0.0, seconds) / seen.scale[0]))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import compiled
+from tapfinger_hpc.sim.core import lean
 
 PRICE_LEVELS = (0.0, 0.3, 1.0, 3.0)
 LEVELS = len(PRICE_LEVELS)
@@ -64,7 +64,7 @@ def allocate(frame: Frame) -> Measures:
     )
 
 
-@compiled
+@lean
 def measure(frame: Frame, env: int, into: Measures) -> None:
     """Works out all measures of an environment."""
     _find_totals(frame, env, into)
@@ -75,7 +75,7 @@ def measure(frame: Frame, env: int, into: Measures) -> None:
         _find_costs(frame, env, into, node)
 
 
-@compiled
+@lean
 def choice_fits(frame: Frame, env: int, kind: int, choice: int, node: int) -> bool:
     """Whether the amounts are free on the node."""
     return (
@@ -85,7 +85,7 @@ def choice_fits(frame: Frame, env: int, kind: int, choice: int, node: int) -> bo
     )
 
 
-@compiled
+@lean
 def within(frame: Frame, env: int, kind: int, choice: int, node: int) -> bool:
     """Whether the empty node has the amounts."""
     return (
@@ -95,19 +95,19 @@ def within(frame: Frame, env: int, kind: int, choice: int, node: int) -> bool:
     )
 
 
-@compiled
+@lean
 def ratio(amount: float, of: float) -> float:
     """A share; 0 where there is nothing to share."""
     return amount / of if of > 0 else 0.0
 
 
-@compiled
+@lean
 def bounded(value: float) -> float:
     """A logarithm of a ratio, kept from infinity."""
     return min(FAR, max(-FAR, value))
 
 
-@compiled
+@lean
 def _find_totals(frame: Frame, env: int, into: Measures) -> None:
     into.total[:] = 0.0
     into.held_by[:] = 0
@@ -121,7 +121,7 @@ def _find_totals(frame: Frame, env: int, into: Measures) -> None:
             into.held_by[node] += 1
 
 
-@compiled
+@lean
 def _find_kinds(frame: Frame, env: int, into: Measures) -> None:
     for kind in range(frame.kinds[env]):
         least, thriftiest = np.inf, np.inf
@@ -138,7 +138,7 @@ def _find_kinds(frame: Frame, env: int, into: Measures) -> None:
         into.best[kind] = np.log(max(least, 1e-9))
 
 
-@compiled
+@lean
 def _find_demand(frame: Frame, env: int, into: Measures) -> None:
     log_scale, count = 0.0, 0
     into.queue[:] = 0.0
@@ -178,7 +178,7 @@ def _find_demand(frame: Frame, env: int, into: Measures) -> None:
         into.scarcity[resource] = into.demand[resource] / greatest if greatest > 0 else 1.0
 
 
-@compiled
+@lean
 def _may_use(frame: Frame, env: int, job: int, node: int) -> bool:
     if not frame.available[env, node]:
         return False
@@ -188,7 +188,7 @@ def _may_use(frame: Frame, env: int, job: int, node: int) -> bool:
     return False
 
 
-@compiled
+@lean
 def _find_releases(frame: Frame, env: int, into: Measures) -> None:
     """The next ends on every node, by insertion."""
     into.releases[:] = -1
@@ -209,10 +209,9 @@ def _find_releases(frame: Frame, env: int, into: Measures) -> None:
             into.releases[node, place] = job
 
 
-@compiled
+@lean
 def _find_costs(frame: Frame, env: int, into: Measures, node: int) -> None:
     crowd = into.queue[node] + CROWD_OF_RUNNING * into.held_by[node] + CROWD_OF_NODE
-    free = np.empty(3)
     for kind in range(frame.kinds[env]):
         for level in range(LEVELS):
             into.now[node, kind, level] = np.inf
@@ -237,14 +236,14 @@ def _find_costs(frame: Frame, env: int, into: Measures, node: int) -> None:
                     into.now[node, kind, level] = min(into.now[node, kind, level], cost)
     if not frame.available[env, node]:
         return
-    for resource in range(3):
-        free[resource] = frame.free[env, node, resource]
+    cpus, gpus, mem_mb = frame.free[env, node, 0], frame.free[env, node, 1], frame.free[env, node, 2]
     for place in range(RELEASES_AHEAD):
         job = into.releases[node, place]
         if job < 0:
             break
-        for resource in range(3):
-            free[resource] += frame.amounts[env, job, resource]
+        cpus += frame.amounts[env, job, 0]
+        gpus += frame.amounts[env, job, 1]
+        mem_mb += frame.amounts[env, job, 2]
         if place + 1 < RELEASES_AHEAD:
             following = into.releases[node, place + 1]
             if following >= 0 and frame.expected_end[env, following] <= frame.expected_end[env, job]:
@@ -255,10 +254,11 @@ def _find_costs(frame: Frame, env: int, into: Measures, node: int) -> None:
                 least = np.inf
                 for choice in range(frame.choices[env, kind]):
                     if (
-                        frame.menu[env, kind, choice, 0] <= free[0]
-                        and frame.menu[env, kind, choice, 1] <= free[1]
-                        and frame.menu[env, kind, choice, 2] <= free[2]
+                        frame.menu[env, kind, choice, 0] <= cpus
+                        and frame.menu[env, kind, choice, 1] <= gpus
+                        and frame.menu[env, kind, choice, 2] <= mem_mb
                     ):
                         least = min(least, into.cost[node, kind, choice, level])
                 if least < np.inf:
-                    into.later[node, kind, level] = min(into.later[node, kind, level], np.log(wait + np.exp(least)))
+                    later = np.log(wait + np.exp(least))
+                    into.later[node, kind, level] = min(into.later[node, kind, level], later)

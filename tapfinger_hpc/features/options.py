@@ -13,7 +13,7 @@ from tapfinger_hpc.features import measures
 from tapfinger_hpc.features.graph import RESOURCES, _unit, log_amount
 from tapfinger_hpc.features.measures import LEVELS, PRICE_LEVELS, Measures, bounded, ratio
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import compiled
+from tapfinger_hpc.sim.core import compiled, lean
 
 _NAMES = tuple(f"price_{level:g}" for level in PRICE_LEVELS)
 AGENT_COLUMNS: tuple[str, ...] = (
@@ -257,7 +257,7 @@ def places(
     return _cut(out, len(jobs), options)
 
 
-@compiled
+@lean
 def _afterwards(
     frame: Frame, env: int, partition: int, job: int, node: int, choice: int, seen: Measures, features: np.ndarray
 ) -> None:
@@ -287,7 +287,7 @@ def _afterwards(
     features[22] = np.log1p(lost)
 
 
-@compiled
+@lean
 def _agent(frame: Frame, env: int, partition: int, fitting: int, round_: int, seen: Measures, row: np.ndarray) -> None:
     nodes, queue = 0, 0.0
     for resource in range(3):
@@ -314,7 +314,7 @@ def _agent(frame: Frame, env: int, partition: int, fitting: int, round_: int, se
     row[13] = min(3.0, round_ / 3)
 
 
-@compiled
+@lean
 def _headroom(frame: Frame, env: int, kind: int, node: int) -> float:
     times = 1e6
     for resource in range(3):

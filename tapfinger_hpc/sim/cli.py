@@ -153,6 +153,7 @@ def show(console: Console, report: "evaluation.Report") -> None:
     """The figures as tables, one for each contest."""
     for contest in report.contests:
         console.print(_table(contest, report.reference))
+        console.print(f"With every task alone on the cluster the mean were {contest.alone}.", highlight=False)
         if contest.bound is not None:
             _show_bound(console, contest.bound)
 
@@ -376,7 +377,7 @@ def _against(contest: "evaluation.Contest", policy: str, reference: str) -> str:
 
 def _show_bound(console: Console, bound: "evaluation.BoundFigures") -> None:
     console.print(
-        f"Lower bounds, {bound.seeds} workloads: every task alone {bound.alone}, linear programme {bound.programme} "
+        f"Lower bound, {bound.seeds} workloads: linear programme {bound.programme}, every task alone {bound.alone} "
         f"(solved to {bound.greatest_gap:.2%} or better)",
         highlight=False,
     )
