@@ -73,6 +73,39 @@ def test_exhaustive_search_never_finds_less_than_the_bound(seed):
     assert found.alone <= found.programme <= best_possible(workload) / len(workload.arrival) + 1e-6
 
 
+def whole_programme(workload: Workload) -> float:
+    """The mean completion time of the linear programme with every variable written out, and a row for every slot."""
+    from scipy.optimize import linprog
+
+    capacities = np.array(workload.scenario.capacities)
+    tasks, latest = len(workload.arrival), int(workload.arrival.max()) + 24
+    costs, of_task, holds = [], [], []
+    for task in range(tasks):
+        kind, arrival = workload.scenario.types[workload.type[task]], int(workload.arrival[task])
+        for amounts in np.argwhere(kind.rate > 0):
+            lasts = int(np.ceil(1 / kind.rate[tuple(amounts)] - 1e-9))
+            for agent in np.flatnonzero(workload.reachable[task]):
+                if (amounts > capacities[agent]).any():
+                    continue
+                for start in range(arrival, latest):
+                    held = np.zeros((len(capacities), 2 * latest, 2))
+                    held[agent, start : start + lasts] = amounts
+                    costs.append(start + lasts - arrival)
+                    of_task.append(np.eye(tasks)[task])
+                    holds.append(held.ravel())
+    limits = np.repeat(capacities[:, None], 2 * latest, axis=1).ravel()
+    found = linprog(costs, np.array(holds).T, limits, np.array(of_task).T, np.ones(tasks), method="highs")
+    return found.fun / tasks
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_columns_as_they_are_asked_for_come_to_the_value_of_the_whole_programme(seed):
+    workload = tiny(seed)
+    found = bound(workload, tolerance=1e-6)
+    assert found.gap <= 1e-6
+    assert found.programme == pytest.approx(whole_programme(workload), rel=1e-5)
+
+
 def test_two_tasks_that_fill_the_only_agent_follow_each_other():
     scenario = Scenario("one", ((2, 2),), 1, 2, (flat(4, (2, 2)),))
     workload = Workload(scenario, 0, np.array([0, 0]), np.array([0, 0]), np.ones((2, 1), bool))
