@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.nets.policy_network import GraphTensors, NetworkConfig, PolicyNetwork, Rows
-from tapfinger_hpc.policies.learned_player import AgentsPlayer
 from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.policies.learned_player import AgentsPlayer
 from tapfinger_hpc.sim import core, episodes, scenarios
 from tapfinger_hpc.training import following
 from tapfinger_hpc.training.decoding import WAIT, Batch, Decoder, Draw, log_probability_of_chosen, most_probable, settle
