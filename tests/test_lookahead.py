@@ -15,8 +15,8 @@ from tapfinger_hpc.sim import core, scenarios
 from tapfinger_hpc.sim.episodes import CompiledPlayer, place_all, play
 
 BRIEF = Effort(futures=4, depth=5, alternatives=3, first=2)
-POOR = Prices(patience=4.0, margin=0.3, room=0.0, reserve=0.0, reach=0.0).array()
-"""A heuristic that takes at once whatever is free."""
+POOR = Prices(patience=50.0, length=0.0, age=0.0, reach=0.0, room=0.0, keepers=0.0, retries=0.0).array()
+"""A heuristic that takes at once whatever is free, first come, first served."""
 
 
 def after(workload, slots, prices=price.DEFAULT):
@@ -38,6 +38,7 @@ def small(seed):
     return scenarios.random_scenario(np.random.default_rng(seed), tasks=30)
 
 
+@pytest.mark.slow  # compiled anew, the search takes a minute
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 8))
 def test_whatever_the_scenario_all_that_it_decides_fits_and_the_frame_stays_as_it_is(seed, slots):
@@ -50,6 +51,7 @@ def test_whatever_the_scenario_all_that_it_decides_fits_and_the_frame_stays_as_i
     assert len({job for job, *_ in rows}) == len(rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 8))
 def test_the_same_state_gives_the_same_decision_whatever_the_true_future(seed, slots):
@@ -66,6 +68,7 @@ def test_the_same_state_gives_the_same_decision_whatever_the_true_future(seed, s
     assert decided(Lookahead(scenario, effort=BRIEF), frame) == first
 
 
+@pytest.mark.slow
 def test_where_it_plays_without_futures_to_compare_it_decides_as_the_heuristic_does():
     scenario = scenarios.scenario("hetero-6")
     frame, _ = after(scenarios.draw(scenario, 1), 12)
@@ -76,6 +79,7 @@ def test_where_it_plays_without_futures_to_compare_it_decides_as_the_heuristic_d
     assert decided(Lookahead(scenario, price.DEFAULT, never), frame) == out[:count].tolist()
 
 
+@pytest.mark.slow
 def test_a_state_taken_over_into_the_scratch_room_plays_on_as_the_true_one():
     """Windows, queues and running tasks are all there: with no more arrivals both come to the same end."""
     scenario = replace(scenarios.scenario("uniform-3"), tasks=60, arrivals=12.0, window=3)
@@ -97,6 +101,7 @@ def test_a_state_taken_over_into_the_scratch_room_plays_on_as_the_true_one():
     assert np.array_equal(room_truth.end[lookahead.ROLLOUT, : len(names)], truth.end[0, names])
 
 
+@pytest.mark.slow
 def test_of_two_jobs_the_one_that_blocks_a_node_for_long_is_made_to_wait():
     """The heuristic without patience starts the long job first, since it stands first; ten short ones wait for it."""
     long, short = scenarios._flat("long", (8, 8), 20), scenarios._flat("short", (8, 8), 1)
@@ -105,7 +110,7 @@ def test_of_two_jobs_the_one_that_blocks_a_node_for_long_is_made_to_wait():
         scenario, 0, np.zeros(6, np.int64), np.array([0, 1, 1, 1, 1, 1]), np.ones((6, 1), dtype=bool)
     )
     frame, _ = core.environments([workload])
-    blind = Prices(length=0.0, age=0.0).array()
+    blind = Prices(length=0.0, age=0.0, retries=0.0).array()
     out = np.zeros((6, 6), np.int64)
     price.decide(frame, 0, blind, out)
     assert out[0, 0] == 0

@@ -16,46 +16,46 @@ from tapfinger_hpc.sim.core import compiled, lean
 class Prices(NamedTuple):
     """The constants of the heuristic; these, found over random scenarios, serve any cluster."""
 
-    base: float = 0.218
+    base: float = 0.061
     """Pressure on a node that is idle and for which nothing waits."""
-    backlog: float = 0.864
+    backlog: float = 1.235
     """Pressure of one waiting job per node; a job that can use n nodes counts 1/n on each."""
-    load: float = 0.048
+    load: float = 0.085
     """Pressure of one running job per node: where many run, more will come before this one ends."""
-    local: float = 0.295
+    local: float = 0.419
     """How much of both is the node's own; the rest is the mean over all nodes that the job can use."""
-    cpu: float = 0.978
+    cpu: float = 0.885
     mem: float = 0.5
     """Weight of a share of a node's CPUs and memory, where a share of its GPUs weighs 1."""
-    adapt: float = 1.543
+    adapt: float = 1.457
     """How much more a resource weighs the more of it is held and wanted in the cluster: its share to this power."""
-    scarcest: float = 0.498
+    scarcest: float = 0.175
     """How much of a job's share is that of its scarcest resource alone; the rest is the weighted sum."""
-    size: float = 0.375
+    size: float = 0.267
     """1: a share is one of the node's own capacity; 0: of the mean node's. Between: a weighted geometric mean."""
-    age: float = 0.948
+    age: float = 1.048
     """How fast a waiting job moves ahead: its cost is divided by 1 + age x (time waited / cost)."""
-    reach: float = 2.677
+    reach: float = 3.002
     """How far a job moves ahead that can use only one node; 1/n of it with n nodes."""
-    length: float = 0.597
+    length: float = 0.678
     """Power of its cost by which a job is served later: 0 serves by age and reach alone."""
-    patience: float = 2.0
+    patience: float = 2.3
     """What a second of waiting for running jobs to end is thought to cost."""
-    margin: float = 0.045
+    margin: float = 0.047
     """Share of its cost by which waiting must be cheaper."""
-    packing: float = -0.059
+    packing: float = -0.111
     """How far nodes that are left full are preferred."""
-    reserve: float = 0.929
+    reserve: float = 0.892
     """Share of its amounts that a job that had better wait keeps others from."""
-    keepers: float = 8.0
+    keepers: float = 2.0
     """How many jobs may keep others from room, for which they wait; those after them take what is left."""
-    room: float = 0.432
+    room: float = 0.376
     """What it costs to leave a newcomer of a kind that is about with less: by how much later it would end there."""
-    later: float = 1.258
+    later: float = 1.339
     """What newcomers count that come a little later."""
-    soon: float = 1.245
+    soon: float = 1.821
     """How much later: in usual times of a job."""
-    idle: float = 0.343
+    idle: float = 0.483
     """What the share that a job waits for costs while it waits, where holding it costs 1: it may lie idle."""
     retries: float = 2.0
     """How many times more the plan is made, each time with the job first that paid most above its ideal; the cheapest

@@ -39,7 +39,7 @@ SPACE: dict[str, tuple[float, float, bool]] = {
     "margin": (0.0, 0.3, False),
     "packing": (-0.3, 0.6, False),
     "reserve": (0.0, 1.0, False),
-    "keepers": (0.0, 24.0, False),
+    "keepers": (0.0, 64.0, False),
     "room": (0.0, 2.0, False),
     "later": (0.0, 1.5, False),
     "soon": (0.1, 3.0, True),
