@@ -18,6 +18,8 @@ _SPREAD = 1.25
 good prices where tasks wait for a hundred slots (testbed-3)."""
 _DELAY = 16
 """The longest delay of the first columns, at least; more where the load is high."""
+_FIRST_COLUMNS = 150_000
+"""At most, about: 20 agents that all take every amount would have 800,000."""
 _KEEP = 30.0
 """Columns that cost so many slots more than the best are left out until prices ask for them again."""
 
@@ -101,6 +103,11 @@ class _Programme:
         """Every choice, started at once, or later by slots that grow geometrically."""
         delays = np.unique(np.floor(_SPREAD ** np.arange(np.log(self.latest) / np.log(_SPREAD) + 1) - 1))
         delays = delays.astype(np.int64)
+        able = [np.isfinite(idle[:, :, 0]).sum(axis=1) for idle in self.idle]  # of each type [agent]
+        pairs = sum(int((self.reach[group] * able[kind]).sum()) for group, kind in enumerate(self.kind))
+        if pairs * len(delays) > _FIRST_COLUMNS:  # large clusters: the others come when prices ask for them
+            kept = max(3, _FIRST_COLUMNS // pairs)
+            delays = delays[np.unique(np.linspace(0, len(delays) - 1, kept).astype(np.int64))]
         made = []
         for group, kind in enumerate(self.kind):
             fits = np.isfinite(self.idle[kind][:, :, 0]) & self.reach[group][:, None]
