@@ -24,7 +24,7 @@ from tapfinger_hpc.sim.scenarios import Scenario, Workload, draw, random_scenari
 
 RANDOM = "random"
 SPACE: dict[str, tuple[float, float, bool]] = {
-    "base": (0.01, 5.0, True),
+    "base": (0.01, 20.0, True),
     "backlog": (0.05, 10.0, True),
     "load": (0.01, 3.0, True),
     "local": (0.0, 1.0, False),
@@ -34,13 +34,13 @@ SPACE: dict[str, tuple[float, float, bool]] = {
     "size": (0.0, 1.5, False),
     "age": (0.0, 2.0, False),
     "reach": (0.0, 5.0, False),
-    "length": (0.0, 2.0, False),
+    "length": (0.0, 4.0, False),
     "patience": (0.5, 4.0, True),
     "margin": (0.0, 0.3, False),
-    "packing": (-0.3, 0.6, False),
+    "packing": (-0.8, 0.6, False),
     "reserve": (0.0, 1.0, False),
     "keepers": (0.0, 64.0, False),
-    "room": (0.0, 2.0, False),
+    "room": (0.0, 6.0, False),
     "later": (0.0, 1.5, False),
     "soon": (0.1, 3.0, True),
     "idle": (0.0, 3.0, False),
