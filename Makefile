@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+COMPILED := $(VENV)/.compiled
 # Tests that run at once; each worker has a throw-away Slurm cluster of its own.
 JOBS   ?= 2
 
@@ -35,10 +36,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fast: $(STAMP)  ## tests without Slurm, under a minute
+# numba does not notice that a function called from another file has changed, so after any change all is compiled anew.
+$(COMPILED): $(STAMP) $(shell find tapfinger_hpc -name '*.py')
+	@find tapfinger_hpc -name '*.nb[ic]' -delete
+	$(BIN)/python -m tapfinger_hpc.sim.warm
+	@touch $@
+
+fast: $(COMPILED)  ## tests without Slurm, under a minute
 	$(BIN)/pytest -q -n $(JOBS) -m 'not slurm and not slow'
 
-slow: $(STAMP)  ## training runs and the like
+slow: $(COMPILED)  ## training runs and the like
 	$(BIN)/pytest -q -n $(JOBS) -m 'slow and not slurm'
 
 # Killed daemons and a shared machine now and then miss a moment: a failed test is run once more, and shown as rerun.

@@ -55,7 +55,7 @@ def test_features_are_finite_and_of_the_size_of_one(seed: int, slots: int) -> No
         assert values.shape[1] == len(graph.COLUMNS[kind])
         assert np.isfinite(values).all()
         assert np.abs(values).max(initial=0) <= 16, kind
-    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch)
+    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch, options.no_advice(frame))
     assert np.isfinite(offered.features).all()
     assert np.abs(offered.features).max(initial=0) <= 8
 
@@ -65,7 +65,7 @@ def test_features_are_finite_and_of_the_size_of_one(seed: int, slots: int) -> No
 def test_every_option_fits_and_every_task_that_fits_is_an_option(seed: int, slots: int) -> None:
     frame, _, envs = some_way_in(seed, slots)
     scratch = measures.allocate(frame)
-    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch)
+    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch, options.no_advice(frame))
     found = {
         (envs[offered.env[row]], offered.partition[row], job)
         for row, job in zip(offered.row_of, offered.value, strict=True)
@@ -80,7 +80,9 @@ def test_every_option_fits_and_every_task_that_fits_is_an_option(seed: int, slot
                     wanted.add((env, agent, job))
     assert found == wanted
     firsts = np.flatnonzero(np.diff(offered.row_of, prepend=-1))
-    places = options.places(frame, envs, offered.env, offered.partition, offered.value[firsts], scratch)
+    places = options.places(
+        frame, envs, offered.env, offered.partition, offered.value[firsts], scratch, options.no_advice(frame)
+    )
     for row, node, choice in zip(places.row_of, places.value, places.choice, strict=True):
         env, job = envs[places.env[row]], places.job[row]
         amounts = frame.menu[env, frame.kind[env, job], choice]
@@ -93,13 +95,15 @@ def test_a_graph_beside_others_is_encoded_and_decided_as_if_it_were_alone() -> N
     scratch, net = measures.allocate(frame), network()
     together = graph.build(frame, envs, scratch)
     embedded = net.encode(GraphTensors.of(together))
-    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch)
+    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, scratch, options.no_advice(frame))
     everyone = net.log_probabilities(embedded, Rows.of(together, envs, offered, task=True))
     found, waiting = [], []
     for env in envs:
         own = np.array([env])
         alone = graph.build(frame, own, scratch)
-        offered_here = options.tasks(frame, own, np.zeros(frame.member.shape[:2], bool), 0, scratch)
+        offered_here = options.tasks(
+            frame, own, np.zeros(frame.member.shape[:2], bool), 0, scratch, options.no_advice(frame)
+        )
         of_options, of_waiting = net.log_probabilities(
             net.encode(GraphTensors.of(alone)), Rows.of(alone, own, offered_here, task=True)
         )
@@ -151,7 +155,9 @@ def test_bayes_gives_a_task_to_the_agent_it_most_probably_belongs_to() -> None:
 
 def test_agents_that_each_half_want_a_task_take_it() -> None:
     frame, _, envs = some_way_in(0, 0, ("uniform-3",))
-    offered = options.tasks(frame, envs, np.zeros(frame.member.shape[:2], bool), 0, measures.allocate(frame))
+    offered = options.tasks(
+        frame, envs, np.zeros(frame.member.shape[:2], bool), 0, measures.allocate(frame), options.no_advice(frame)
+    )
     rows = len(offered.env)
     jobs, counts = np.unique(offered.value, return_counts=True)
     shared = jobs[counts.argmax()]

@@ -91,9 +91,9 @@ def test_a_course_is_not_resumed_with_other_settings(whole) -> None:
         (lambda folder: next(folder.glob("weights-*")).write_bytes(b"short"), "truncated or changed"),
         (
             lambda folder: (folder / weights.DESCRIPTION).write_text(
-                (folder / weights.DESCRIPTION).read_text().replace('"version": 2', '"version": 1')
+                (folder / weights.DESCRIPTION).read_text().replace('"version": 3', '"version": 2')
             ),
-            "schema 1, this command reads 2",
+            "schema 2, this command reads 3",
         ),
         (
             lambda folder: (folder / weights.DESCRIPTION).write_text(
@@ -102,7 +102,7 @@ def test_a_course_is_not_resumed_with_other_settings(whole) -> None:
             "columns are not those",
         ),
         (lambda folder: (folder / weights.DESCRIPTION).unlink(), "cannot be read"),
-        (lambda folder: (folder / weights.DESCRIPTION).write_text('{"schema": {"version": 2}'), "truncated"),
+        (lambda folder: (folder / weights.DESCRIPTION).write_text('{"schema": {"version": 3}'), "truncated"),
     ],
 )
 def test_a_checkpoint_that_was_harmed_is_refused_with_what_is_wrong(whole, tmp_path: Path, harm, says: str) -> None:

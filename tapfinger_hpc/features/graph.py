@@ -13,7 +13,7 @@ from tapfinger_hpc.features.measures import HORIZONS, Measures, bounded, ratio
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.sim.core import compiled, lean
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RESOURCES = ("cpus", "gpus", "mem")
 
 COLUMNS: dict[str, tuple[str, ...]] = {

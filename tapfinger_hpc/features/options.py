@@ -25,6 +25,8 @@ AGENT_COLUMNS: tuple[str, ...] = (
     "queue_per_node_log",
     "waiting_log",
     "round",
+    "tasks_advised_log",
+    "advised_to_wait",
 )
 """What an agent knows beyond its embedding: numbers that change from round to round."""
 TASK_COLUMNS: tuple[str, ...] = (
@@ -41,6 +43,9 @@ TASK_COLUMNS: tuple[str, ...] = (
     "reach_log",
     "fits_on_partitions_log",
     "alike_log",
+    "advised",
+    "advised_elsewhere",
+    "advised_nowhere",
 )
 PLACE_COLUMNS: tuple[str, ...] = (
     *(f"{name}_over_best" for name in _NAMES),
@@ -56,10 +61,13 @@ PLACE_COLUMNS: tuple[str, ...] = (
     "others_lost",
     "idle",
     "only",
+    "advised",
 )
 """What each number of each option is, by the head that chooses among them."""
-HEADS = ("task", "place")
 OPTION_COLUMNS = {"task": TASK_COLUMNS, "place": PLACE_COLUMNS}
+ADVISED_TASK = TASK_COLUMNS.index("advised")
+ADVISED_PLACE = PLACE_COLUMNS.index("advised")
+ADVISED_TO_WAIT = AGENT_COLUMNS.index("advised_to_wait")
 _AGENT, _TASK, _PLACE = len(AGENT_COLUMNS), len(TASK_COLUMNS), len(PLACE_COLUMNS)
 
 
@@ -78,12 +86,23 @@ class Options(NamedTuple):
 
 
 @compiled
-def tasks(frame: Frame, envs: np.ndarray, waits: np.ndarray, round_: int, scratch: Measures) -> Options:
+def no_advice(frame: Frame) -> np.ndarray:
+    """int64 [B, J, 5] for every waiting task the partition, node, CPUs, GPUs and MiB that a heuristic would give it
+    now; -1 of one that it would leave, as here all.
+    """
+    return np.full((*frame.kind.shape, 5), -1, np.int64)
+
+
+@compiled
+def tasks(
+    frame: Frame, envs: np.ndarray, waits: np.ndarray, round_: int, scratch: Measures, advice: np.ndarray
+) -> Options:
     """For every agent that does not wait and has a task that fits, the tasks that it may take.
 
     Args:
         waits: bool [B, P] agents that have chosen to wait in this decision. Those without an option are added: room
             only shrinks while a decision is made.
+        advice: as of ``no_advice``.
     """
     most_rows, most_options = 0, 0
     for env in envs:
@@ -167,6 +186,9 @@ def tasks(frame: Frame, envs: np.ndarray, waits: np.ndarray, round_: int, scratc
                 row[6 * LEVELS + 4] = np.log(max(1, reach))
                 row[6 * LEVELS + 5] = np.log(max(1, fitting))
                 row[6 * LEVELS + 6] = np.log(alike[kind])
+                row[6 * LEVELS + 7] = advice[env, job, 0] == partition
+                row[6 * LEVELS + 8] = advice[env, job, 0] >= 0 and advice[env, job, 0] != partition
+                row[6 * LEVELS + 9] = advice[env, job, 0] < 0
                 options += 1
             if options == begun:
                 waits[env, partition] = True
@@ -178,14 +200,20 @@ def tasks(frame: Frame, envs: np.ndarray, waits: np.ndarray, round_: int, scratc
             out.env[rows] = position
             out.partition[rows] = partition
             out.job[rows] = -1
-            _agent(frame, env, partition, options - begun, round_, scratch, out.agents[rows])
+            _agent(frame, env, partition, options - begun, round_, scratch, advice, out.agents[rows])
             rows += 1
     return _cut(out, rows, options)
 
 
 @compiled
 def places(
-    frame: Frame, envs: np.ndarray, env_of: np.ndarray, partitions: np.ndarray, jobs: np.ndarray, scratch: Measures
+    frame: Frame,
+    envs: np.ndarray,
+    env_of: np.ndarray,
+    partitions: np.ndarray,
+    jobs: np.ndarray,
+    scratch: Measures,
+    advice: np.ndarray,
 ) -> Options:
     """For every task taken by an agent, the nodes and amounts that it may get; ``env_of`` ascends.
 
@@ -242,6 +270,13 @@ def places(
                 least_area = min(least_area, area)
                 _afterwards(frame, env, partition, job, node, choice, scratch, features)
                 features[23] = scratch.held_by[node] == 0
+                features[25] = (
+                    advice[env, job, 0] == partition
+                    and advice[env, job, 1] == node
+                    and advice[env, job, 2] == frame.menu[env, kind, choice, 0]
+                    and advice[env, job, 3] == frame.menu[env, kind, choice, 1]
+                    and advice[env, job, 4] == frame.menu[env, kind, choice, 2]
+                )
                 options += 1
         for option in range(begun, options):
             features = out.features[option]
@@ -253,7 +288,7 @@ def places(
         out.env[row] = env_of[row]
         out.partition[row] = partition
         out.job[row] = job
-        _agent(frame, env, partition, 1, 0, scratch, out.agents[row])
+        _agent(frame, env, partition, 1, 0, scratch, advice, out.agents[row])
     return _cut(out, len(jobs), options)
 
 
@@ -288,7 +323,16 @@ def _afterwards(
 
 
 @lean
-def _agent(frame: Frame, env: int, partition: int, fitting: int, round_: int, seen: Measures, row: np.ndarray) -> None:
+def _agent(
+    frame: Frame,
+    env: int,
+    partition: int,
+    fitting: int,
+    round_: int,
+    seen: Measures,
+    advice: np.ndarray,
+    row: np.ndarray,
+) -> None:
     nodes, queue = 0, 0.0
     for resource in range(3):
         capacity, free, best = 0.0, 0.0, 0.0
@@ -304,14 +348,18 @@ def _agent(frame: Frame, env: int, partition: int, fitting: int, round_: int, se
         if frame.member[env, partition, node]:
             nodes += 1
             queue += seen.queue[node]
-    here = 0
+    here, advised = 0, 0
     for place in range(frame.waiting_count[env]):
-        here += frame.seen[env, frame.waiting[env, place], partition]
+        job = frame.waiting[env, place]
+        here += frame.seen[env, job, partition]
+        advised += advice[env, job, 0] == partition
     row[9] = np.log1p(fitting)
     row[10] = np.log1p(here)
     row[11] = np.log1p(queue / max(1, nodes))
     row[12] = np.log1p(frame.waiting_count[env])
     row[13] = min(3.0, round_ / 3)
+    row[14] = np.log1p(advised)
+    row[15] = advised == 0
 
 
 @lean

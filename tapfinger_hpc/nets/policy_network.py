@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from tapfinger_hpc.features.graph import COLUMNS, EDGES, KINDS, Graphs
-from tapfinger_hpc.features.options import AGENT_COLUMNS, PLACE_COLUMNS, TASK_COLUMNS, Options
+from tapfinger_hpc.features.options import (
+    ADVISED_PLACE,
+    ADVISED_TASK,
+    ADVISED_TO_WAIT,
+    AGENT_COLUMNS,
+    PLACE_COLUMNS,
+    TASK_COLUMNS,
+    Options,
+)
 from tapfinger_hpc.nets.encoder import Encoder
 from tapfinger_hpc.nets.tensors import log_softmax
 
@@ -162,8 +170,16 @@ class PolicyNetwork(nn.Module):
         agent = len(AGENT_COLUMNS)
         self.encoder = Encoder(hidden, self.config.rounds, self.config.heads)
         self.wait = nn.Sequential(nn.Linear(hidden + agent, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        self.wait_direct = nn.Linear(agent, 1, bias=False)
         self.task = Pointer(hidden + agent, len(TASK_COLUMNS), hidden)
         self.place = Pointer(2 * hidden + agent, len(PLACE_COLUMNS), hidden)
+
+    def heed(self, strength: float) -> None:
+        """Adds so much to the logits of what a heuristic advises; what else was learned stays."""
+        with torch.no_grad():
+            self.task.direct.weight[0, ADVISED_TASK] += strength
+            self.place.direct.weight[0, ADVISED_PLACE] += strength
+            self.wait_direct.weight[0, ADVISED_TO_WAIT] += strength
 
     def encode(self, graphs: GraphTensors) -> Embeddings:
         """Kind -> [graph nodes of that kind, hidden]; once per decision."""
@@ -180,7 +196,7 @@ class PolicyNetwork(nn.Module):
             logits = self.place(known, rows.row_of, embeddings["node"][rows.pointed], rows.features)
             return log_softmax(logits, rows.row_of, rows.count), logits.new_empty(0)
         logits = self.task(known, rows.row_of, embeddings["pending"][rows.pointed], rows.features)
-        both = torch.cat([logits, self.wait(known).squeeze(-1)])
+        both = torch.cat([logits, (self.wait(known) + self.wait_direct(rows.agents)).squeeze(-1)])
         row_of = torch.cat([rows.row_of, torch.arange(rows.count)])
         log_probabilities = log_softmax(both, row_of, rows.count)
         return log_probabilities[: len(logits)], log_probabilities[len(logits) :]

@@ -20,12 +20,19 @@ class AgentsPlayer:
     """A network as a policy."""
 
     def __init__(
-        self, network: PolicyNetwork, *, name: str = "tapfinger", knowledge: str = "oracle", single_task: bool = False
+        self,
+        network: PolicyNetwork,
+        prices: np.ndarray | None = None,
+        *,
+        name: str = "tapfinger",
+        knowledge: str = "oracle",
+        single_task: bool = False,
     ) -> None:
+        """``prices``: constants of the price heuristic, whose advice the network hears."""
         self.name, self.knowledge = name, knowledge
         self.passes = 0
         """Times that the network has encoded the state of one environment."""
-        self._network, self._single_task = network, single_task
+        self._network, self._prices, self._single_task = network, prices, single_task
         self._decoder: tuple[Frame, Decoder] | None = None
 
     @classmethod
@@ -38,12 +45,13 @@ class AgentsPlayer:
         # One decision is too small to share out; more threads only make it wait for them.
         torch.set_num_threads(1)
         network, info = weights.load(folder)
-        return cls(network, name=name, knowledge=info.training.knowledge, single_task=single_task)
+        prices = np.array(info.advice) if info.advice else None
+        return cls(network, prices, name=name, knowledge=info.training.knowledge, single_task=single_task)
 
     def play_slot(self, frame: Frame, truth: Truth, envs: np.ndarray) -> int:
         """All placements of the present slot; how many decisions that took."""
         if self._decoder is None or self._decoder[0] is not frame:
-            self._decoder = (frame, Decoder(self._network, frame))
+            self._decoder = (frame, Decoder(self._network, frame, self._prices))
         decoder = self._decoder[1]
         if not self._single_task:
             decision = decoder.decide(frame, truth, envs, most_probable)

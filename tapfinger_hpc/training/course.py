@@ -55,6 +55,9 @@ class CourseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     imitation_rate: float = 1e-3
     own_share: float = 0.5
     """Share of slots in which the network acts while it is taught."""
+    advice: float = 2.0
+    """What is added to the logits of what the price heuristic advises when PPO begins. Imitation goes without the
+    advice, so it leaves doubt where there is reason to doubt. 0: the network never hears any."""
     network: NetworkConfig = NetworkConfig()
     ppo: PPOConfig = PPOConfig()
     average: float = 0.99
@@ -89,6 +92,8 @@ class _Counters(msgspec.Struct, forbid_unknown_fields=True):
     seconds: float = 0.0
     seed: int = 0
     """Of the next workload."""
+    heeds: bool = False
+    """Whether the network hears advice by now."""
 
 
 def train(
@@ -153,6 +158,7 @@ class _Course:
             Critic(config.network.hidden),
         )
         self.averaged.load_state_dict(self.network.state_dict())
+        self.prices = tuned.prices(config.scenario).array()
         self.learner = ppo.Learner(self.network, self.critic, config.ppo, team)
         self.counters = _Counters(config, team.size, seed=FIRST_SEED + config.seed * SEEDS_OF_A_RUN)
         self.source = np.random.default_rng((config.seed, team.rank))
@@ -177,6 +183,10 @@ class _Course:
             self.phase = "imitation"
             told = self._imitate(share / self.config.imitation)
         else:
+            if self.config.advice and not self.counters.heeds:
+                for network in (self.network, self.averaged):
+                    network.heed(self.config.advice)
+                self.counters.heeds = True
             self.phase = "ppo"
             begun = self.config.imitation if self.config.teacher else 0.0
             told = self._improve((share - begun) / max(1e-9, 1 - begun))
@@ -191,8 +201,7 @@ class _Course:
         _set_rate(optimizer, config.imitation_rate * max(0.1, 1 - done))
         workloads = self._workloads(config.ppo.workloads * config.ppo.siblings)
         own_share = config.own_share if self.counters.iteration else 0.0
-        prices = tuned.prices(config.scenario).array()
-        taught = following.lessons(self.network, price.decide, prices, workloads, own_share, self.source)
+        taught = following.lessons(self.network, price.decide, self.prices, workloads, own_share, self.source)
         losses = [
             following.learn(
                 self.network,
@@ -211,7 +220,8 @@ class _Course:
         config = self.config.ppo
         _set_rate(self.learner.actor_optimizer, config.learning_rate * max(0.05, 1 - done))
         workloads = [each for each in self._workloads(config.workloads) for _ in range(config.siblings)]
-        collected = ppo.collect(self.network, workloads, config, self.source)
+        prices = self.prices if self.counters.heeds else None
+        collected = ppo.collect(self.network, workloads, config, self.source, prices)
         told = self.learner.learn(collected, self.source)
         return {"mean_jct": self.team.mean(float(collected.mean_jct.mean())), **told}
 
@@ -294,15 +304,18 @@ class _Course:
             },
         )
         if self.team.leads:
-            weights.save(self.out, self.averaged, training)
+            advice = tuple(self.prices.tolist()) if counters.heeds else ()
+            weights.save(self.out, self.averaged, training, advice)
         self.team.wait()
         return weights.describe(self.out)
 
     def begin_with(self, folder: Path) -> None:
         """Takes the weights of a checkpoint."""
-        network, _ = weights.load(folder)
+        network, info = weights.load(folder)
         self.network.load_state_dict(network.state_dict())
         self.averaged.load_state_dict(network.state_dict())
+        if info.advice:
+            self.prices, self.counters.heeds = np.array(info.advice), True
 
     def resume(self) -> None:
         """Goes on where an earlier run in the same folder was saved."""

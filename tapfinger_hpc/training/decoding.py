@@ -15,9 +15,10 @@ from torch import Tensor
 from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.features.graph import Graphs
 from tapfinger_hpc.features.measures import Measures
-from tapfinger_hpc.features.options import Options
+from tapfinger_hpc.features.options import ADVISED_PLACE, Options
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.nets.policy_network import Embeddings, GraphTensors, PolicyNetwork, Rows
+from tapfinger_hpc.policies.compiled import price
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import Truth, compiled
 
@@ -130,8 +131,10 @@ def carry_out(
     chosen: np.ndarray,
     excess: np.ndarray,
     placed: np.ndarray,
+    advice: np.ndarray,
+    stale: np.ndarray,
 ) -> None:
-    """Places what the rows of a "place" head chose; adds up what it costs."""
+    """Places what the rows of a "place" head chose; adds up what it costs, and notes where it is not as advised."""
     for row in range(len(chosen)):
         position = made.env[row]
         env, job = envs[position], made.job[row]
@@ -143,13 +146,31 @@ def carry_out(
                 best = min(best, frame.seconds[env, kind, other])
             excess[position] += frame.seconds[env, kind, choice] - best
             placed[position] += 1
+            stale[position] = stale[position] or made.features[chosen[row], ADVISED_PLACE] == 0
+        advice[env, job] = -1
+
+
+@compiled
+def advise(frame: Frame, envs: np.ndarray, asked: np.ndarray, prices: np.ndarray, advice: np.ndarray) -> None:
+    """Asks the price heuristic what it would place now, in those of the environments that ``asked`` says."""
+    out = np.zeros((frame.waiting.shape[1], 6), np.int64)
+    for position, env in enumerate(envs):
+        if not asked[position]:
+            continue
+        for place in range(frame.waiting_count[env]):
+            advice[env, frame.waiting[env, place]] = -1
+        for row in range(price.decide(frame, env, prices, out)):
+            advice[env, out[row, 0]] = out[row, 1:]
 
 
 class Decoder:
     """Makes decisions with a network; its scratch arrays belong to frames of one size."""
 
-    def __init__(self, network: PolicyNetwork | None, frame: Frame) -> None:
+    def __init__(self, network: PolicyNetwork | None, frame: Frame, prices: np.ndarray | None = None) -> None:
+        """``prices``: constants of the price heuristic, whose advice the network then hears."""
         self.network = network
+        self._prices = prices
+        self._advice = options.no_advice(frame)
         self._scratch: Measures = measures.allocate(frame)
 
     @torch.no_grad()
@@ -167,9 +188,14 @@ class Decoder:
         graphs = graph.build(frame, envs, self._scratch)
         embeddings = None
         waits = np.zeros(frame.member.shape[:2], np.bool_)
+        stale = np.ones(len(envs), np.bool_)
         decision = Decision(graphs, envs, [], np.zeros(len(envs)), np.zeros(len(envs), np.int64))
         for number in range(max_rounds):
-            offered = options.tasks(frame, envs, waits, number, self._scratch)
+            if self._prices is not None and stale.any():
+                # What departs from the advice makes the rest of it old.
+                advise(frame, envs, stale, self._prices, self._advice)
+                stale[:] = False
+            offered = options.tasks(frame, envs, waits, number, self._scratch, self._advice)
             if not len(offered.env):
                 break
             if number == 0:
@@ -203,6 +229,7 @@ class Decoder:
                 offered.partition[winners],
                 offered.value[chosen[winners]],
                 self._scratch,
+                self._advice,
             )
             where = Rows.of(graphs, envs, places, task=False)
             of_places = None
@@ -212,7 +239,7 @@ class Decoder:
             if record:
                 log_probability = np.zeros(len(placed_at), np.float32) if of_places is None else of_places[placed_at]
                 decision.steps.append(Step(where, placed_at, log_probability, places.env))
-            carry_out(frame, truth, envs, places, placed_at, decision.excess, decision.placed)
+            carry_out(frame, truth, envs, places, placed_at, decision.excess, decision.placed, self._advice, stale)
         return decision
 
 

@@ -58,11 +58,15 @@ class Collected:
 
 
 def collect(
-    network: PolicyNetwork, workloads: Sequence[Workload], config: PPOConfig, source: np.random.Generator
+    network: PolicyNetwork,
+    workloads: Sequence[Workload],
+    config: PPOConfig,
+    source: np.random.Generator,
+    prices: np.ndarray | None = None,
 ) -> Collected:
     """Plays one episode of each workload with drawn actions, and keeps everything."""
     frame, truth = core.environments(list(workloads))
-    decoder, draw = Decoder(network, frame), Draw(source)
+    decoder, draw = Decoder(network, frame, prices), Draw(source)
     best = np.array([np.mean([kind.slots.min() for kind in each.scenario.types]) for each in workloads])
     usual = best * [each.scenario.arrivals for each in workloads]
     envs = np.arange(len(workloads))

@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from tapfinger_hpc.errors import CheckpointError
 from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.nets.policy_network import NetworkConfig, PolicyNetwork
+from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.training.checkpoint import write_whole
 
 DESCRIPTION = "checkpoint.json"
@@ -67,6 +68,8 @@ class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: Schema
     network: NetworkConfig
     training: Training
+    advice: tuple[float, ...]
+    """Constants of the price heuristic whose advice the network hears; none where it hears none."""
     weights: Annotated[str, Meta(pattern=r"^weights-[0-9a-f]{12}\.safetensors$")]
     """File name beside the description."""
     weights_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -77,7 +80,7 @@ class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.weights_sha256[:12]
 
 
-def save(folder: Path, network: PolicyNetwork, training: Training) -> CheckpointInfo:
+def save(folder: Path, network: PolicyNetwork, training: Training, advice: tuple[float, ...] = ()) -> CheckpointInfo:
     """Writes a checkpoint into the folder, in place of the one that may be there; whole or not at all."""
     weights = save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
@@ -86,6 +89,7 @@ def save(folder: Path, network: PolicyNetwork, training: Training) -> Checkpoint
         schema=SCHEMA,
         network=network.config,
         training=training,
+        advice=advice,
         weights=f"weights-{digest[:12]}.safetensors",
         weights_sha256=digest,
     )
@@ -151,6 +155,11 @@ def describe(folder: Path) -> CheckpointInfo:
         raise CheckpointError(
             f"checkpoint {str(folder)!r} says schema {SCHEMA.version}, but its {name} are not those of this program; "
             "train one with `tapfinger train --scenario NAME`"
+        )
+    if info.advice and len(info.advice) != len(Prices._fields):
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r}: advice has {len(info.advice)} constants, the price heuristic of this program "
+            f"takes {len(Prices._fields)}; train one with `tapfinger train --scenario NAME`"
         )
     return info
 

@@ -1,0 +1,36 @@
+"""Compiles what the simulator, its policies and the learned agents consist of, so that later processes find it done.
+
+numba keeps compiled functions beside their sources (or under NUMBA_CACHE_DIR); the first process to need one pays some
+seconds for it. ``python -m tapfinger_hpc.sim.warm`` pays for all, once after an installation.
+"""
+
+import numpy as np
+
+from tapfinger_hpc.nets.policy_network import PolicyNetwork
+from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.policies.learned_player import AgentsPlayer
+from tapfinger_hpc.sim import core, episodes, players, scenarios
+from tapfinger_hpc.sim.pettingzoo_env import parallel_env
+from tapfinger_hpc.sim.vector import VectorEnv
+
+
+def warm() -> None:
+    """Plays with every policy, and steps every sort of environment."""
+    workload = scenarios.workload("synthetic-3", 0)
+    for name in players.NAMES:
+        if name != "tapfinger":
+            episodes.play([workload], players.make(name, scenario=workload.scenario))
+    frame, truth = core.environments([workload])
+    agents = AgentsPlayer(PolicyNetwork(), price.DEFAULT)
+    for _ in range(3):
+        agents.play_slot(frame, truth, np.array([0]))
+        core.advance(frame, truth, 0)
+    environments = VectorEnv("synthetic-3", 2)
+    environments.reset(seed=0)
+    environment = parallel_env("synthetic-3")
+    environment.reset(seed=0)
+    environment.step({agent: environment.action_space(agent).sample() for agent in environment.agents})
+
+
+if __name__ == "__main__":
+    warm()
