@@ -237,3 +237,41 @@ def test_greedy_choices_do_not_depend_on_what_else_is_decided_at_the_same_time(n
     Decoder(net, other).decide(other, other_truth, np.array([number]), most_probable)
     np.testing.assert_array_equal(frame.amounts[number], other.amounts[number])
     np.testing.assert_array_equal(frame.status[number], other.status[number])
+
+
+def test_agents_that_heed_the_advice_alone_do_what_the_heuristic_does() -> None:
+    workloads = [scenarios.workload(name, 6) for name in ("uniform-3", "hetero-6", "random")]
+    heeding = network()
+    heeding.heed(1000.0)
+    expected = episodes.play(workloads, episodes.CompiledPlayer("price", price.decide, price.DEFAULT))
+    found = episodes.play(workloads, AgentsPlayer(heeding, price.DEFAULT))
+    for heuristic, agents in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(agents.start, heuristic.start)
+        np.testing.assert_array_equal(agents.amounts, heuristic.amounts)
+
+
+def test_agents_that_depart_from_the_advice_are_advised_anew() -> None:
+    """A teacher of another mind places something else; what is advised afterwards still fits."""
+    frame, truth, envs = some_way_in(2, 4, ("hetero-6", "uniform-3"))
+    decoder = Decoder(None, frame, price.DEFAULT)
+    source = np.random.default_rng(0)
+    advised = []
+
+    def contrary(offered, _of_options, of_waiting):
+        if offered.job[0] < 0:
+            rows = offered.features[:, options.ADVISED_TASK] > 0
+            advised.append(int(rows.sum()))
+            for env, job, partition in zip(
+                envs[offered.env[offered.row_of[rows]]],
+                offered.value[rows],
+                offered.partition[offered.row_of[rows]],
+                strict=True,
+            ):
+                assert frame.seen[env, job, partition]
+        return Draw(source)(
+            offered, np.zeros(len(offered.value)), np.full(len(offered.env), -9.0) if offered.job[0] < 0 else None
+        )
+
+    decoder.decide(frame, truth, envs, contrary)
+    assert advised[0] > 0
+    assert len(advised) > 2
