@@ -25,7 +25,8 @@ from safetensors.torch import save as save_tensors
 from tapfinger_hpc.errors import CheckpointError, TapfingerError
 from tapfinger_hpc.nets.policy_network import Critic, NetworkConfig, PolicyNetwork
 from tapfinger_hpc.policies.compiled import price, tuned
-from tapfinger_hpc.sim import scenarios
+from tapfinger_hpc.sim import episodes, scenarios
+from tapfinger_hpc.sim.episodes import CompiledPlayer
 from tapfinger_hpc.sim.scenarios import Workload
 from tapfinger_hpc.training import following, ppo, weights
 from tapfinger_hpc.training.checkpoint import write_whole
@@ -223,7 +224,14 @@ class _Course:
         prices = self.prices if self.counters.heeds else None
         collected = ppo.collect(self.network, workloads, config, self.source, prices)
         told = self.learner.learn(collected, self.source)
-        return {"mean_jct": self.team.mean(float(collected.mean_jct.mean())), **told}
+        # On the same workloads, for a single collection's mean says more of its arrivals than of the policy.
+        heuristic = episodes.play(workloads[:: config.siblings], CompiledPlayer("price", price.decide, self.prices))
+        over = collected.mean_jct / np.repeat([episode.mean_jct for episode in heuristic], config.siblings)
+        return {
+            "mean_jct": self.team.mean(float(collected.mean_jct.mean())),
+            "over_price": self.team.mean(float(over.mean())),
+            **told,
+        }
 
     def _workloads(self, count: int) -> list[Workload]:
         """New ones, other ones for each process; ``count`` is for the whole team."""

@@ -90,7 +90,11 @@ def _reporting(out: Path) -> Iterator[Callable[[Progress], None]]:
                 writer.add_scalar(name, value, progress.iteration)
             left_s = progress.seconds * (1 - progress.share) / max(1e-9, progress.share)
             minutes, seconds = divmod(int(min(left_s, 359_999)), 60)
-            shown = [f"{name} {progress.told[name]:.3f}" for name in ("loss", "mean_jct") if name in progress.told]
+            shown = [
+                f"{name} {progress.told[name]:.3f}"
+                for name in ("loss", "mean_jct", "over_price")
+                if name in progress.told
+            ]
             bar.update(
                 task,
                 completed=progress.share,
