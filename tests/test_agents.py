@@ -1,5 +1,6 @@
 """The network on frames: what it sees, what it may choose, and how its agents come to one decision."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -275,3 +276,13 @@ def test_agents_that_depart_from_the_advice_are_advised_anew() -> None:
     decoder.decide(frame, truth, envs, contrary)
     assert advised[0] > 0
     assert len(advised) > 2
+
+
+def test_a_network_that_always_waits_still_brings_every_task_to_its_end() -> None:
+    waiting = network()
+    with torch.no_grad():
+        waiting.wait[2].bias += 1000.0
+    workload = scenarios.draw(replace(scenarios.scenario("synthetic-3"), tasks=24), 1)
+    (episode,) = episodes.play([workload], AgentsPlayer(waiting))
+    assert (episode.end > episode.start).all()
+    assert episode.present[:, 1].max() <= workload.scenario.agents

@@ -83,6 +83,7 @@ class Options(NamedTuple):
     choice: np.ndarray  # int64 [option] position on the task's menu; -1 of a task
     features: np.ndarray  # float32 [option, TASK_COLUMNS or PLACE_COLUMNS]
     room: np.ndarray  # float64 [option] how many times the task's least amounts are free on the agent's best node
+    idle: np.ndarray  # bool [option] nothing runs on any node that the task could use: waiting would bring it nothing
 
 
 @compiled
@@ -157,6 +158,7 @@ def tasks(
                 out.value[options] = job
                 out.choice[options] = -1
                 out.room[options] = room[partition, kind]
+                out.idle[options] = _waits_for_nothing(frame, env, job, scratch)
                 reach, fitting = 0, 0
                 for level in range(LEVELS):
                     now[level] = here[partition, kind, level]
@@ -248,6 +250,7 @@ def places(
                 out.value[options] = node
                 out.choice[options] = choice
                 out.room[options] = 0.0
+                out.idle[options] = False
                 features = out.features[options]
                 seconds = np.log(frame.seconds[env, kind, choice])
                 area = 0.0
@@ -363,6 +366,17 @@ def _agent(
 
 
 @lean
+def _waits_for_nothing(frame: Frame, env: int, job: int, seen: Measures) -> bool:
+    for partition in range(frame.partitions[env]):
+        if not frame.reach[env, job, partition]:
+            continue
+        for node in range(frame.nodes[env]):
+            if frame.member[env, partition, node] and seen.held_by[node] > 0:
+                return False
+    return True
+
+
+@lean
 def _headroom(frame: Frame, env: int, kind: int, node: int) -> float:
     times = 1e6
     for resource in range(3):
@@ -384,6 +398,7 @@ def _empty(rows: int, options: int, columns: int) -> Options:
         np.empty(options, np.int64),
         np.zeros((options, columns), np.float32),
         np.empty(options, np.float64),
+        np.empty(options, np.bool_),
     )
 
 
@@ -399,4 +414,5 @@ def _cut(full: Options, rows: int, options: int) -> Options:
         full.choice[:options],
         full.features[:options],
         full.room[:options],
+        full.idle[:options],
     )

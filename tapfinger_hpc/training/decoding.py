@@ -123,6 +123,25 @@ def settle(env: np.ndarray, job: np.ndarray, probability: np.ndarray, room: np.n
 
 
 @compiled
+def take_what_waits_for_nothing(offered: Options, of_options: np.ndarray, chosen: np.ndarray) -> None:
+    """Where all agents of an environment would wait, the likeliest task that could only gain by starting is taken: a
+    network that always waits must not stop a cluster.
+    """
+    begun = 0
+    while begun < len(of_options):
+        env = offered.env[offered.row_of[begun]]
+        option, best, taken = begun, -1, False
+        while option < len(of_options) and offered.env[offered.row_of[option]] == env:
+            taken = taken or chosen[offered.row_of[option]] != WAIT
+            if offered.idle[option] and (best < 0 or of_options[option] > of_options[best]):
+                best = option
+            option += 1
+        if best >= 0 and not taken:
+            chosen[offered.row_of[best]] = best
+        begun = option
+
+
+@compiled
 def carry_out(
     frame: Frame,
     truth: Truth,
@@ -208,6 +227,8 @@ class Decoder:
                 found = self.network.log_probabilities(embeddings, rows)
                 of_options, of_waiting = found[0].numpy(), found[1].numpy()
             chosen = choose(offered, of_options, of_waiting)
+            if of_options is not None:
+                take_what_waits_for_nothing(offered, of_options, chosen)
             waiting = chosen == WAIT
             waits[envs[offered.env[waiting]], offered.partition[waiting]] = True
             if record:
