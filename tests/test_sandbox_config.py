@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -369,7 +370,24 @@ def test_no_room_for_the_nodes_says_what_to_do(own_register: Path, monkeypatch: 
 
 
 def marked(directory: Path, *command: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env={"PATH": os.environ["PATH"], processes.MARK: str(directory)})
+    return known(subprocess.Popen(command, env={"PATH": os.environ["PATH"], processes.MARK: str(directory)}))
+
+
+def known(started: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """The process once it can be known: for a moment a new one has no environment."""
+    while not Path(f"/proc/{started.pid}/environ").read_bytes():
+        assert started.poll() is None
+    return started
+
+
+@contextlib.contextmanager
+def sleeping(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A marked process that is gone afterwards, whatever happens."""
+    with marked(directory, "sleep", "600") as started:
+        try:
+            yield started
+        finally:
+            started.kill()
 
 
 def test_all_processes_of_a_sandbox_are_ended_and_no_others(tmp_path: Path) -> None:
@@ -391,7 +409,7 @@ def test_all_processes_of_a_sandbox_are_ended_and_no_others(tmp_path: Path) -> N
 def test_the_process_of_a_job_is_known_by_its_cluster_and_a_users_own_is_not(tmp_path: Path) -> None:
     of_job = {"SLURM_CLUSTER_NAME": "tf1", "SLURMD_NODENAME": "n1"}
     of_user = {"SLURM_CLUSTER_NAME": "tf1"}
-    started = [subprocess.Popen(["/bin/sleep", "600"], env=env) for env in (of_job, of_user)]
+    started = [known(subprocess.Popen(["/bin/sleep", "600"], env=env)) for env in (of_job, of_user)]
     try:
         assert [process.pid for process in processes.of_sandbox(tmp_path, "tf1")] == [started[0].pid]
     finally:
@@ -415,7 +433,7 @@ def test_what_left_its_job_is_known_by_its_output_and_whoever_reads_that_is_not(
 
 
 def test_a_process_that_is_no_daemon_of_the_sandbox_is_not_taken_for_one(tmp_path: Path) -> None:
-    with marked(tmp_path, "sleep", "600") as daemon:
+    with sleeping(tmp_path) as daemon:
         assert processes.daemon(daemon.pid, tmp_path) is not None
         assert processes.daemon(daemon.pid, tmp_path / "other") is None
         daemon.kill()
@@ -424,7 +442,7 @@ def test_a_process_that_is_no_daemon_of_the_sandbox_is_not_taken_for_one(tmp_pat
 
 
 def test_a_signal_for_an_earlier_process_with_the_pid_is_not_sent(tmp_path: Path) -> None:
-    with marked(tmp_path, "sleep", "600") as running:
+    with sleeping(tmp_path) as running:
         process = processes.daemon(running.pid, tmp_path)
         assert process is not None
         assert not processes.send(process._replace(start_ticks=process.start_ticks - 1), signal.SIGKILL)
