@@ -94,6 +94,13 @@ def play(workloads: Sequence[Workload], player: Player, *, batch: int = 32) -> l
     return episodes
 
 
+def pass_slot(frame: Frame, truth: Truth, envs: np.ndarray) -> np.ndarray:
+    """Lets a slot pass in these environments; those that are not over then."""
+    for env in envs.tolist():
+        core.advance(frame, truth, env)
+    return envs[[not core.over(truth, env) for env in envs.tolist()]]
+
+
 @compiled
 def place_all(frame: Frame, truth: Truth, env: int, rows: np.ndarray, count: int) -> int:
     """Carries out placements (rows of job, partition, node, CPUs, GPUs, MiB); how many fitted."""

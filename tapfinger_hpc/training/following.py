@@ -10,6 +10,7 @@ from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.nets.policy_network import PolicyNetwork
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import compiled
+from tapfinger_hpc.sim.episodes import pass_slot
 from tapfinger_hpc.sim.scenarios import Workload
 from tapfinger_hpc.training.decoding import WAIT, Batch, Decision, Decoder, Draw, log_probability_of_chosen
 from tapfinger_hpc.training.team import Team
@@ -112,9 +113,7 @@ def lessons(
             decision = teacher_decoder.decide(frame, truth, taught, follow, record=True)
             if decision.steps:
                 kept.append(decision)
-        for env in envs.tolist():
-            core.advance(frame, truth, env)
-        envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
+        envs = pass_slot(frame, truth, envs)
     return kept
 
 

@@ -17,6 +17,7 @@ import torch
 
 from tapfinger_hpc.nets.policy_network import Critic, GraphTensors, PolicyNetwork
 from tapfinger_hpc.sim import core
+from tapfinger_hpc.sim.episodes import pass_slot
 from tapfinger_hpc.sim.scenarios import Workload
 from tapfinger_hpc.training.decoding import Batch, Decision, Decoder, Draw, log_probability_of_chosen
 from tapfinger_hpc.training.team import Team
@@ -78,12 +79,10 @@ def collect(
         reward, here = np.zeros(len(workloads)), np.zeros(len(workloads), bool)
         here[envs] = True
         reward[envs] = -(decision.excess + frame.waiting_count[envs]) / usual[envs]
-        for env in envs.tolist():
-            core.advance(frame, truth, env)
         decisions.append(decision)
         rewards.append(reward)
         alive.append(here)
-        envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
+        envs = pass_slot(frame, truth, envs)
     mean_jct = np.array([core.mean_completion_time(frame, truth, env) for env in range(len(workloads))])
     return Collected(decisions, np.array(rewards), np.array(alive), config.discount ** (1 / best), mean_jct)
 
