@@ -32,6 +32,7 @@ class Frame(NamedTuple):
     menu: np.ndarray  # int64 [B, K, O, 3]
     seconds: np.ndarray  # float64 [B, K, O] believed time of a job on these amounts (slots where time is slotted)
     log_std: np.ndarray  # float64 [B, K] standard deviation of its logarithm
+    usable: np.ndarray  # bool [B, K, M] nodes that such jobs may use where their partitions have them; else barred
     # Jobs, by number.
     kind: np.ndarray  # int64 [B, J]
     arrival: np.ndarray  # float64 [B, J]
@@ -65,6 +66,7 @@ def allocate(batch: int, *, partitions: int, nodes: int, kinds: int, choices: in
         menu=np.zeros((batch, kinds, choices, 3), np.int64),
         seconds=np.full((batch, kinds, choices), np.inf),
         log_std=np.zeros((batch, kinds)),
+        usable=np.ones((batch, kinds, nodes), np.bool_),
         kind=np.zeros((batch, jobs), np.int64),
         arrival=np.zeros((batch, jobs)),
         status=np.zeros((batch, jobs), np.int8),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import lean
+from tapfinger_hpc.sim.core import lean, open_to
 
 PRICE_LEVELS = (0.0, 0.3, 1.0, 3.0)
 LEVELS = len(PRICE_LEVELS)
@@ -77,9 +77,10 @@ def measure(frame: Frame, env: int, into: Measures) -> None:
 
 @lean
 def choice_fits(frame: Frame, env: int, kind: int, choice: int, node: int) -> bool:
-    """Whether the amounts are free on the node."""
+    """Whether such a job may have the amounts on the node now."""
     return (
-        frame.menu[env, kind, choice, 0] <= frame.free[env, node, 0]
+        open_to(frame, env, kind, node)
+        and frame.menu[env, kind, choice, 0] <= frame.free[env, node, 0]
         and frame.menu[env, kind, choice, 1] <= frame.free[env, node, 1]
         and frame.menu[env, kind, choice, 2] <= frame.free[env, node, 2]
     )
@@ -87,9 +88,10 @@ def choice_fits(frame: Frame, env: int, kind: int, choice: int, node: int) -> bo
 
 @lean
 def within(frame: Frame, env: int, kind: int, choice: int, node: int) -> bool:
-    """Whether the empty node has the amounts."""
+    """Whether such a job may have the amounts on the node when it is empty."""
     return (
-        frame.menu[env, kind, choice, 0] <= frame.capacity[env, node, 0]
+        open_to(frame, env, kind, node)
+        and frame.menu[env, kind, choice, 0] <= frame.capacity[env, node, 0]
         and frame.menu[env, kind, choice, 1] <= frame.capacity[env, node, 1]
         and frame.menu[env, kind, choice, 2] <= frame.capacity[env, node, 2]
     )
@@ -180,7 +182,7 @@ def _find_demand(frame: Frame, env: int, into: Measures) -> None:
 
 @lean
 def _may_use(frame: Frame, env: int, job: int, node: int) -> bool:
-    if not frame.available[env, node]:
+    if not open_to(frame, env, frame.kind[env, job], node):
         return False
     for partition in range(frame.partitions[env]):
         if frame.reach[env, job, partition] and frame.member[env, partition, node]:
@@ -225,7 +227,7 @@ def _find_costs(frame: Frame, env: int, into: Measures, node: int) -> None:
                 largest = max(largest, share)
             held = (weighted + largest) / 2
             seconds = np.log(frame.seconds[env, kind, choice])
-            could = frame.available[env, node] and within(frame, env, kind, choice, node)
+            could = within(frame, env, kind, choice, node)
             fits = could and choice_fits(frame, env, kind, choice, node)
             for level in range(LEVELS):
                 cost = seconds + np.log1p(_PRICES[level] * crowd * held)
@@ -250,6 +252,8 @@ def _find_costs(frame: Frame, env: int, into: Measures, node: int) -> None:
                 continue
         wait = max(0.0, frame.expected_end[env, job] - frame.now[env])
         for kind in range(frame.kinds[env]):
+            if not frame.usable[env, kind, node]:
+                continue
             for level in range(LEVELS):
                 least = np.inf
                 for choice in range(frame.choices[env, kind]):

@@ -13,7 +13,7 @@ from tapfinger_hpc.features import measures
 from tapfinger_hpc.features.graph import RESOURCES, _unit, log_amount
 from tapfinger_hpc.features.measures import LEVELS, PRICE_LEVELS, Measures, bounded, ratio
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import compiled, lean
+from tapfinger_hpc.sim.core import compiled, lean, open_to
 
 _NAMES = tuple(f"price_{level:g}" for level in PRICE_LEVELS)
 AGENT_COLUMNS: tuple[str, ...] = (
@@ -240,7 +240,7 @@ def places(
         least[:] = np.inf
         least_area, ideal = np.inf, np.inf
         for node in range(frame.nodes[env]):
-            if not frame.member[env, partition, node] or not frame.available[env, node]:
+            if not frame.member[env, partition, node] or not open_to(frame, env, kind, node):
                 continue
             ideal = min(ideal, scratch.ideal[node, kind, 0])
             for choice in range(frame.choices[env, kind]):
@@ -307,7 +307,8 @@ def _afterwards(
         if other == job or not frame.seen[env, other, partition]:
             continue
         kind = frame.kind[env, other]
-        could, can = True, True
+        could = frame.usable[env, kind, node]
+        can = could
         for resource in range(3):
             needed = frame.menu[env, kind, 0, resource]
             could = could and needed <= frame.free[env, node, resource]
@@ -371,7 +372,11 @@ def _waits_for_nothing(frame: Frame, env: int, job: int, seen: Measures) -> bool
         if not frame.reach[env, job, partition]:
             continue
         for node in range(frame.nodes[env]):
-            if frame.member[env, partition, node] and seen.held_by[node] > 0:
+            if (
+                frame.member[env, partition, node]
+                and frame.usable[env, frame.kind[env, job], node]
+                and seen.held_by[node] > 0
+            ):
                 return False
     return True
 

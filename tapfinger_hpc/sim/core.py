@@ -190,6 +190,7 @@ def _clear(frame: Frame, truth: Truth, env: int) -> None:
         array[env] = 0
     for array in (frame.kind, frame.arrival, frame.reach, truth.rate, truth.curved, truth.minimum):
         array[env] = 0
+    frame.usable[env] = True
     frame.seconds[env] = np.inf
     truth.lasts[env] = np.inf
 
@@ -280,6 +281,12 @@ def over(truth: Truth, env: int) -> bool:
 
 
 @lean
+def open_to(frame: Frame, env: int, kind: int, node: int) -> bool:
+    """Whether the node is up and jobs of this kind may use it."""
+    return frame.available[env, node] and frame.usable[env, kind, node]
+
+
+@lean
 def fits(frame: Frame, env: int, job: int, partition: int, node: int, cpus: int, gpus: int, mem_mb: int) -> bool:
     """Whether the agent may start the task on the node with these amounts now. Numbers that name nothing do not fit."""
     return (
@@ -289,7 +296,7 @@ def fits(frame: Frame, env: int, job: int, partition: int, node: int, cpus: int,
         and frame.status[env, job] == WAITING
         and frame.seen[env, job, partition]
         and frame.member[env, partition, node]
-        and frame.available[env, node]
+        and open_to(frame, env, frame.kind[env, job], node)
         and 0 <= cpus <= frame.free[env, node, 0]
         and 0 <= gpus <= frame.free[env, node, 1]
         and 0 <= mem_mb <= frame.free[env, node, 2]
@@ -335,7 +342,9 @@ def reallocate(frame: Frame, truth: Truth, env: int, job: int, node: int, cpus: 
     """
     if not (0 <= job < frame.status.shape[1] and frame.status[env, job] == RUNNING):
         return False
-    if not (0 <= node < frame.nodes[env] and frame.available[env, node] and cpus >= 0 and gpus >= 0):
+    if not (0 <= node < frame.nodes[env] and cpus >= 0 and gpus >= 0):
+        return False
+    if not open_to(frame, env, frame.kind[env, job], node):
         return False
     old = frame.node[env, job]
     amounts = frame.amounts[env, job]

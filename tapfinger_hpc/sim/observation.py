@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import Sizes, Truth, lean
+from tapfinger_hpc.sim.core import Sizes, Truth, lean, open_to
 from tapfinger_hpc.sim.scenarios import Scenario
 
 AGENT_FEATURES = ("free CPUs", "free GPUs", "CPUs", "GPUs", "tasks queued", "tasks in the window", "tasks running")
@@ -125,6 +125,8 @@ def _observe_task(frame: Frame, truth: Truth, env: int, agent: int, place: int, 
 @lean
 def something_fits(frame: Frame, env: int, node: int, kind: int) -> bool:
     """Of any amounts that fit, no greater ones are on the menu."""
+    if not open_to(frame, env, kind, node):
+        return False
     for choice in range(frame.choices[env, kind]):
         cpus, gpus = frame.menu[env, kind, choice, 0], frame.menu[env, kind, choice, 1]
         if cpus <= frame.free[env, node, 0] and gpus <= frame.free[env, node, 1]:

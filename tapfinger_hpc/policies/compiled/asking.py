@@ -9,7 +9,7 @@ partition that the job names (Slurm's ``EnforcePartLimits=ALL``).
 import numpy as np
 
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import compiled
+from tapfinger_hpc.sim.core import compiled, open_to
 
 EFFICIENCY = 0.75
 """Least share-seconds of the menu over those of the request."""
@@ -44,7 +44,7 @@ def holds(room: np.ndarray, amounts: np.ndarray) -> bool:
 @compiled
 def seen_on(frame: Frame, env: int, job: int, node: int) -> int:
     """The first partition through which the job may go to the node now; -1 where there is none."""
-    if frame.available[env, node]:
+    if open_to(frame, env, frame.kind[env, job], node):
         for partition in range(frame.partitions[env]):
             if frame.seen[env, job, partition] and frame.member[env, partition, node]:
                 return partition
@@ -107,14 +107,14 @@ def _request(frame: Frame, env: int, job: int, shares: np.ndarray, efficiency: f
 
 @compiled
 def _could_go(frame: Frame, env: int, job: int, amounts: np.ndarray, everywhere: bool) -> bool:
-    """Whether each (or at least one) of the job's partitions that are up has a node of this size."""
+    """Whether each (or at least one) of the job's partitions with nodes for it has one of this size."""
     able = False
     for partition in range(frame.partitions[env]):
         if not frame.reach[env, job, partition]:
             continue
         up, enough = False, False
         for node in range(frame.nodes[env]):
-            if frame.member[env, partition, node] and frame.available[env, node]:
+            if frame.member[env, partition, node] and open_to(frame, env, frame.kind[env, job], node):
                 up = True
                 enough = enough or holds(frame.capacity[env, node], amounts)
         if up and not enough and everywhere:

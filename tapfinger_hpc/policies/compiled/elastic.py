@@ -79,6 +79,8 @@ def candidate(frame: Frame, truth: Truth, env: int, agent: int, shares: Shares) 
         job = truth.window[env, agent, place]
         if job < 0 or shares.looked_at[job] or frame.status[env, job] != WAITING or _taken(shares, job):
             continue
+        if not core.open_to(frame, env, frame.kind[env, job], node):
+            continue
         least = frame.menu[env, frame.kind[env, job], 0]
         return job if least[0] <= room[0] and least[1] <= room[1] else -1
     return -1

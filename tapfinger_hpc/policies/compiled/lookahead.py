@@ -280,6 +280,9 @@ def _enter_state(frame: Frame, env: int, room: Frame, truth: Truth) -> np.ndarra
     room.now[BASE] = frame.now[env]
     room.free[BASE, : frame.nodes[env]] = frame.free[env, : frame.nodes[env]]
     room.available[BASE, : frame.nodes[env]] = frame.available[env, : frame.nodes[env]]
+    kinds, nodes = frame.kinds[env], frame.nodes[env]
+    for target in (BASE, CANDIDATE, ROLLOUT):
+        room.usable[target, :kinds, :nodes] = frame.usable[env, :kinds, :nodes]
     truth.jobs[BASE] = truth.next[BASE] = len(present)
     truth.finished[BASE] = 0
     truth.window[BASE] = -1

@@ -10,7 +10,7 @@ import numpy as np
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.policies.compiled import asking, draws
 from tapfinger_hpc.policies.compiled.random_ import draw_from_window
-from tapfinger_hpc.sim.core import compiled
+from tapfinger_hpc.sim.core import compiled, open_to
 
 
 @compiled
@@ -41,10 +41,11 @@ def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> i
 @compiled
 def _tightest(frame: Frame, env: int, job: int, agent: int, free: np.ndarray) -> int:
     """The agent's node that the least amounts fill most; there is one on which they are free."""
-    amounts = frame.menu[env, frame.kind[env, job], 0]
+    kind = frame.kind[env, job]
+    amounts = frame.menu[env, kind, 0]
     best, least = -1, np.inf
     for node in range(frame.nodes[env]):
-        if frame.member[env, agent, node] and frame.available[env, node] and asking.holds(free[node], amounts):
+        if frame.member[env, agent, node] and open_to(frame, env, kind, node) and asking.holds(free[node], amounts):
             left = asking.slack(frame, env, free, node, amounts)
             if left < least:
                 best, least = node, left

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim.core import compiled, lean
+from tapfinger_hpc.sim.core import compiled, lean, open_to
 
 
 class Prices(NamedTuple):
@@ -220,7 +220,7 @@ def _room_for_any(frame: Frame, env: int, free: np.ndarray) -> bool:
         if not wanted:
             continue
         for node in range(frame.nodes[env]):
-            if not frame.available[env, node]:
+            if not open_to(frame, env, kind, node):
                 continue
             for choice in range(frame.choices[env, kind]):
                 if _within(frame.menu[env, kind, choice], free[node]):
@@ -410,6 +410,8 @@ def _nodes_of(frame: Frame, env: int, job: int, market: Market, nodes: np.ndarra
             continue
         for member in range(market.size[partition]):
             node = market.members[partition, member]
+            if not frame.usable[env, frame.kind[env, job], node]:
+                continue
             known = False
             for earlier in range(count):
                 if nodes[earlier] == node:
@@ -669,6 +671,8 @@ def _newcomer(
     """How long after its arrival a newcomer of this kind would end on the node, while ``held`` is taken from ``begin``
     to ``end``; and when it would start. ``spare`` is what would then be free beside it.
     """
+    if not frame.usable[env, kind, node]:
+        return most, np.inf
     cpus_then, gpus_then, mem_then = free[node, 0], free[node, 1], free[node, 2]
     first = calendar.first[node]
     while first >= 0 and calendar.time[first] <= arrival:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.policies.compiled import asking, draws
-from tapfinger_hpc.sim.core import compiled
+from tapfinger_hpc.sim.core import compiled, open_to
 
 SEED, MOST_CPUS, MOST_GPUS = 0, 1, 2
 """Places in ``parameters``: with a greatest number of CPUs, all amounts from the least of the menu up to these are
@@ -68,7 +68,7 @@ def draw_from_window(
 def _could_start(frame: Frame, env: int, job: int, agent: int, free: np.ndarray, choices: int) -> bool:
     kind = frame.kind[env, job]
     for node in range(frame.nodes[env]):
-        if frame.member[env, agent, node] and frame.available[env, node]:
+        if frame.member[env, agent, node] and open_to(frame, env, kind, node):
             for choice in range(min(choices, frame.choices[env, kind])):
                 if asking.holds(free[node], frame.menu[env, kind, choice]):
                     return True
@@ -91,14 +91,14 @@ def _draw_amounts(
     none = 1 if frame.slot[env] > 0 else 0
     options = none
     for node in range(frame.nodes[env]):
-        if frame.member[env, agent, node] and frame.available[env, node]:
+        if frame.member[env, agent, node] and open_to(frame, env, kind, node):
             options += _options(frame, env, kind, parameters, free[node])
     left = draws.below(state, options) - none if options else -1
     if left < 0:
         return False
     row[0], row[1] = job, agent
     for node in range(frame.nodes[env]):
-        if frame.member[env, agent, node] and frame.available[env, node]:
+        if frame.member[env, agent, node] and open_to(frame, env, kind, node):
             here = _options(frame, env, kind, parameters, free[node])
             if left < here:
                 row[2] = node
