@@ -11,8 +11,9 @@ from tapfinger_hpc import fit
 from tapfinger_hpc.decision import guard_all
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.policies import choices, registry
+from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.policies.outlook import Outlook, remaining_s
-from tapfinger_hpc.policies.price import PricePolicy, Prices
+from tapfinger_hpc.policies.price import PricePolicy
 from tapfinger_hpc.speed import JobClass, SpeedModel, prior
 from tapfinger_hpc.state import ClusterState, Partition, Resources
 
@@ -204,15 +205,10 @@ def test_a_job_waits_for_room_that_is_soon_free_if_that_is_worth_it():
     assert where(decisions, "1") is None
     assert "worth waiting" in decisions["1"].reason
     assert decisions["1"].runners_up[0].placement is not None
-    assert gpus_given(job("1", 90, job_class="half"), nodes=busy, running=(ends_soon,), classes=(short, HALF_GAIN)) == {
+    flat = JobClass("flat", speed(g1=100, g2=98, g4=97))
+    assert gpus_given(job("1", 90, job_class="flat"), nodes=busy, running=(ends_soon,), classes=(short, flat)) == {
         "1": 1
     }
-
-
-def test_jobs_are_packed_so_that_whole_nodes_stay_free():
-    nodes = (node("n1"), node("n2", Resources(4, 1, 16000)), node("n3"))
-    one = fixed("1", Resources(4, 1, 8000), job_class="half")
-    assert where(decide("price", state(one, nodes=nodes, classes=(HALF_GAIN,))), "1") == "n2"
 
 
 def test_a_starving_job_keeps_a_node_from_jobs_that_would_delay_it():
@@ -222,9 +218,10 @@ def test_a_starving_job_keeps_a_node_from_jobs_that_would_delay_it():
     late = fixed("2", Resources(4, 1, 8000), 99_999, job_class="slow", time_limit_s=90_000)
     known = (JobClass("quick", speed(g1=100)), JobClass("slow", speed(g1=50_000)))
     seen = state(whole, late, nodes=nodes, running=(ends,), classes=known, time_s=100_000.0)
-    assert where(decide("price", seen), "2") is None
-    generous = PricePolicy(Prices(starving=1e9)).decide(seen)
-    assert {decision.job_id for decision in generous if decision.placement} == {"2"}
+    heedless = Prices(keepers=0.0)  # nobody keeps anything from others, unless it starves
+    for patience, placed in ((9.0, set()), (math.inf, {"2"})):
+        decisions = PricePolicy(heedless, patience).decide(seen)
+        assert {decision.job_id for decision in decisions if decision.placement} == placed
 
 
 def test_jobs_of_others_are_left_their_room_and_smaller_amounts_are_tried():

@@ -143,7 +143,7 @@ def _choices(
         safe = runs & (in_time | no_slower)
         runs = np.asarray(safe if safe.any() else seconds <= 1.001 * seconds[runs].min())
     grid, seconds = grid[runs], seconds[runs]
-    best = _worth_having(grid, seconds)
+    best = worth_having(grid, seconds)
     return Choices(grid[best], seconds[best])
 
 
@@ -179,12 +179,12 @@ def _nearest(requested: Resources, minimum: Resources, maximum: Resources) -> tu
     )
 
 
-def _worth_having(grid: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Positions of the amounts that no lesser amounts come within ``GAIN`` of; ``grid`` ascends."""
+def worth_having(grid: np.ndarray, seconds: np.ndarray, gain: float = GAIN) -> np.ndarray:
+    """Positions of the amounts that no lesser amounts come within ``gain`` of; ``grid`` ascends."""
     kept: list[int] = []
     for position in np.arange(len(grid)):
         lesser = (grid[kept] <= grid[position]).all(axis=1)
-        if not (lesser & (seconds[kept] <= (1 + GAIN) * seconds[position])).any():
+        if not (lesser & (seconds[kept] <= (1 + gain) * seconds[position])).any():
             kept.append(int(position))
     return np.array(kept, dtype=np.int64)
 

@@ -95,6 +95,20 @@ class Calendar(NamedTuple):
     used: np.ndarray  # int64 [1]
 
 
+class Layout(NamedTuple):
+    """What becomes of every waiting job that some node could run: a row each, first of those that start now, in the
+    order in which they were settled; then of those that wait. Job -1 in rows that are not used.
+    """
+
+    rows: np.ndarray  # int64 [row, 6] job, partition, node, CPUs, GPUs, MiB; node -1 where it cannot be foreseen
+    start: np.ndarray  # float64 [row] from now; infinite where it cannot be foreseen
+    lasts: np.ndarray  # float64 [row]
+    cost: np.ndarray  # float64 [row]
+    others: np.ndarray  # int64 [row, other, 6] the cheapest of what it could have now, what it gets among them
+    other_cost: np.ndarray  # float64 [row, other] infinite beyond the last
+    waiting: np.ndarray  # float64 [row] least cost of starting later; infinite where nothing is to be waited for
+
+
 class Market(NamedTuple):
     """What is worked out once for all jobs of a decision."""
 
@@ -114,24 +128,55 @@ class Market(NamedTuple):
 @compiled
 def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> int:
     """Placements as rows of job, partition, node, CPUs, GPUs, MiB. Deterministic; leaves the frame as it is."""
-    count = frame.waiting_count[env]
-    if count == 0 or not _room_for_any(frame, env, frame.free[env]):
+    if frame.waiting_count[env] == 0 or not _room_for_any(frame, env, frame.free[env]):
         return 0
+    placed, layout = lay_out(frame, env, parameters, np.inf, 0)
+    out[:placed] = layout.rows[:placed]
+    return placed
+
+
+@compiled
+def lay_out(frame: Frame, env: int, parameters: np.ndarray, patience: float, others: int) -> tuple[int, Layout]:
+    """How many jobs start now, and the whole plan.
+
+    Args:
+        patience: a job that has waited this many times its least cost is served before all others, at once if it fits,
+            and else keeps what it waits for from all. No constant of the heuristic: a search for the best mean would
+            give it up.
+        others: how many alternatives are kept of each job.
+    """
+    count = frame.waiting_count[env]
+    best, layout = _empty_layout(count, others), _empty_layout(count, others)
+    if count == 0:
+        return 0, best
     market = _market(frame, env, parameters)
     nodes = np.zeros(frame.nodes[env], np.int64)
     order, ideal = _order(frame, env, parameters, market, nodes)
-    rows = np.zeros((len(order), 6), np.int64)
+    starving = _put_starving_first(frame, env, patience, order, ideal)
     blame = np.zeros(count)
     least = np.inf
     placed = 0
     for attempt in range(1 + int(parameters[RETRIES])):
-        cost, made = _plan(frame, env, order, ideal, parameters, market, nodes, rows, blame)
+        cost, made = _plan(frame, env, order, starving, ideal, parameters, market, nodes, layout, blame)
         if cost < least - 1e-9:
             least, placed = cost, made
-            out[:made] = rows[:made]
-        if attempt < parameters[RETRIES] and not _promote(order, blame):
+            best, layout = layout, best
+        if attempt < parameters[RETRIES] and not _promote(order, starving, blame):
             break
-    return placed
+    return placed, best
+
+
+@compiled
+def _empty_layout(jobs: int, others: int) -> Layout:
+    return Layout(
+        np.full((jobs, 6), -1, np.int64),
+        np.full(jobs, np.inf),
+        np.full(jobs, np.inf),
+        np.full(jobs, np.inf),
+        np.full((jobs, others, 6), -1, np.int64),
+        np.full((jobs, others), np.inf),
+        np.full(jobs, np.inf),
+    )
 
 
 @compiled
@@ -139,14 +184,15 @@ def _plan(
     frame: Frame,
     env: int,
     order: np.ndarray,
+    starving: int,
     ideal: np.ndarray,
     parameters: np.ndarray,
     market: Market,
     nodes: np.ndarray,
-    rows: np.ndarray,
+    layout: Layout,
     blame: np.ndarray,
 ) -> tuple[float, int]:
-    """Settles the jobs in this order: what all cost together, and how many start now (the first of ``rows``)."""
+    """Settles the jobs in this order, of which the first starve: what all cost together, and how many start now."""
     calendar = _calendar(frame, env)
     free = frame.free[env].copy()
     _count_running(frame, env, market)
@@ -156,14 +202,23 @@ def _plan(
                 _expect(frame, env, node, parameters, market, calendar, free)
     left = np.zeros(3, np.int64)
     placed, kept = 0, 0
+    behind = len(order) - 1
     total = 0.0
     full = False
-    for position in order:
-        if full and parameters[RETRIES] < 1.0:
+    for turn in range(len(order)):
+        position, starves = order[turn], turn < starving
+        if full and parameters[RETRIES] < 1.0 and layout.other_cost.shape[1] == 0:
             break  # what comes later can neither start nor keep anything from what does
         job = frame.waiting[env, position]
-        row = rows[placed]
-        start, lasts, cost = _settle(frame, env, job, parameters, market, calendar, free, nodes, left, row)
+        row = layout.rows[placed]
+        margin = np.inf if starves else parameters[MARGIN]
+        start, lasts, cost = _settle(
+            frame, env, job, parameters, margin, market, calendar, free, nodes, left, layout, placed
+        )
+        if start != 0.0:
+            _move(layout, placed, behind)
+            row = layout.rows[behind]
+            behind -= 1
         if start < 0.0:
             blame[position] = 0.0
             total += 1e6
@@ -178,31 +233,48 @@ def _plan(
             market.running[node] += 1.0
             placed += 1
             full = not _room_for_any(frame, env, free)
-        elif kept < int(parameters[KEEPERS]) and parameters[RESERVE] > 0.0:
-            share = parameters[RESERVE]
+        elif starves or (kept < int(parameters[KEEPERS]) and parameters[RESERVE] > 0.0):
+            share = 1.0 if starves else parameters[RESERVE]
             cpus, gpus, mem = round(row[3] * share), round(row[4] * share), round(row[5] * share)
             _enter(calendar, node, start, -cpus, -gpus, -mem)
             _enter(calendar, node, start + lasts, cpus, gpus, mem)
             calendar.kept[node] += 1
-            kept += 1
+            kept += not starves
         if parameters[ROOM] > 0.0:
             _expect(frame, env, node, parameters, market, calendar, free)
     return total, placed
 
 
 @lean
-def _promote(order: np.ndarray, blame: np.ndarray) -> bool:
-    """Moves the job that pays most above its ideal before all others; False where none pays more or it is the first."""
-    worst, at = 1e-9, 0
-    for place in range(len(order)):
+def _move(layout: Layout, source: int, target: int) -> None:
+    """Jobs that wait stand behind, the one settled last in front."""
+    if source == target:
+        return
+    layout.start[target], layout.lasts[target] = layout.start[source], layout.lasts[source]
+    layout.cost[target], layout.waiting[target] = layout.cost[source], layout.waiting[source]
+    for column in range(6):
+        layout.rows[target, column] = layout.rows[source, column]
+    for other in range(layout.other_cost.shape[1]):
+        layout.other_cost[target, other] = layout.other_cost[source, other]
+        for column in range(6):
+            layout.others[target, other, column] = layout.others[source, other, column]
+
+
+@lean
+def _promote(order: np.ndarray, starving: int, blame: np.ndarray) -> bool:
+    """Moves the job that pays most above its ideal before all others but those that starve; False where none pays more
+    or it is the first of them.
+    """
+    worst, at = 1e-9, starving
+    for place in range(starving, len(order)):
         if blame[order[place]] > worst:
             worst, at = blame[order[place]], place
-    if at == 0:
+    if at == starving:
         return False
     job = order[at]
-    for place in range(at, 0, -1):
+    for place in range(at, starving, -1):
         order[place] = order[place - 1]
-    order[0] = job
+    order[starving] = job
     return True
 
 
@@ -468,6 +540,21 @@ def _order(
 
 
 @lean
+def _put_starving_first(frame: Frame, env: int, patience: float, order: np.ndarray, ideal: np.ndarray) -> int:
+    """Moves jobs that have waited very long before the others; how many."""
+    starving = 0
+    for place in range(len(order)):
+        position = order[place]
+        age = frame.now[env] - frame.arrival[env, frame.waiting[env, position]]
+        if age > patience * ideal[position]:
+            for behind in range(place, starving, -1):
+                order[behind] = order[behind - 1]
+            order[starving] = position
+            starving += 1
+    return starving
+
+
+@lean
 def _pressures(market: Market, nodes: np.ndarray, found: int, parameters: np.ndarray) -> tuple[float, float]:
     """Pressure on all nodes that the job can use, and what it adds itself to the backlog of each."""
     queue, running = 0.0, 0.0
@@ -510,17 +597,24 @@ def _settle(
     env: int,
     job: int,
     parameters: np.ndarray,
+    margin: float,
     market: Market,
     calendar: Calendar,
     free: np.ndarray,
     nodes: np.ndarray,
     left: np.ndarray,
-    row: np.ndarray,
+    layout: Layout,
+    at_row: int,
 ) -> tuple[float, float, float]:
-    """The cheapest start of the job, written to ``row``: when it starts (below 0: never), how long it lasts and what
+    """The cheapest start of the job, written to this row: when it starts (below 0: never), how long it lasts and what
     it costs.
     """
     kind = frame.kind[env, job]
+    row = layout.rows[at_row]
+    row[0], row[2] = job, -1
+    layout.start[at_row] = np.inf
+    layout.waiting[at_row] = np.inf
+    layout.other_cost[at_row] = np.inf
     found = _nodes_of(frame, env, job, market, nodes, False)
     wide, own = _pressures(market, nodes, found, parameters)
     least, least_now = np.inf, np.inf
@@ -537,7 +631,7 @@ def _settle(
             lasts = frame.seconds[env, kind, choice]
             burden = pressure * _share(market, node, amounts, parameters)
             cost = lasts * (1.0 + burden)
-            if cost >= least and cost >= least_now and parameters[PACKING] >= 0.0:
+            if cost >= least and cost >= least_now and parameters[PACKING] >= 0.0 and layout.other_cost.shape[1] == 0:
                 continue
             start = _soonest(calendar, free, node, amounts, lasts, left)
             if start == np.inf or (start == 0.0 and partition < 0):
@@ -549,14 +643,18 @@ def _settle(
                 cost += parameters[ROOM] * _crowding(
                     frame, env, node, amounts, start, lasts, parameters, market, calendar, free, left
                 )
-            if start == 0.0 and cost < least_now:
-                least_now, best_now = cost, (node, choice)
+            if start == 0.0:
+                if cost < least_now:
+                    least_now, best_now = cost, (node, choice)
+                _note(layout, at_row, cost, job, partition, node, amounts)
             cost += wait
+            if start > 0.0:
+                layout.waiting[at_row] = min(layout.waiting[at_row], cost)
             if cost < least:
                 least, best, best_start = cost, (node, choice), start
     if best[0] < 0:
         return -1.0, 0.0, 0.0
-    if best_now[0] >= 0 and least_now <= least * (1.0 + parameters[MARGIN]):
+    if best_now[0] >= 0 and least_now <= least * (1.0 + margin):
         best, best_start = best_now, 0.0
     node, choice = best
     row[0] = job
@@ -564,7 +662,28 @@ def _settle(
     row[2] = node
     for resource in range(3):
         row[3 + resource] = frame.menu[env, kind, choice, resource]
-    return best_start, frame.seconds[env, kind, choice], least_now if best_start == 0.0 else least
+    lasts, cost = frame.seconds[env, kind, choice], least_now if best_start == 0.0 else least
+    layout.start[at_row], layout.lasts[at_row], layout.cost[at_row] = best_start, lasts, cost
+    return best_start, lasts, cost
+
+
+@lean
+def _note(layout: Layout, at_row: int, cost: float, job: int, partition: int, node: int, amounts: np.ndarray) -> None:
+    """Keeps the cheapest of what the job could have now."""
+    most = layout.other_cost.shape[1]
+    if most == 0 or cost >= layout.other_cost[at_row, most - 1]:
+        return
+    place = most - 1
+    while place > 0 and layout.other_cost[at_row, place - 1] > cost:
+        layout.other_cost[at_row, place] = layout.other_cost[at_row, place - 1]
+        for column in range(6):
+            layout.others[at_row, place, column] = layout.others[at_row, place - 1, column]
+        place -= 1
+    layout.other_cost[at_row, place] = cost
+    row = layout.others[at_row, place]
+    row[0], row[1], row[2] = job, partition, node
+    for resource in range(3):
+        row[3 + resource] = amounts[resource]
 
 
 @lean
