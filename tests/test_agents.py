@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapfinger_hpc.features import graph, measures, options
-from tapfinger_hpc.nets.policy_network import GraphTensors, NetworkConfig, PolicyNetwork, Rows
+from tapfinger_hpc.features.rows import Rows
+from tapfinger_hpc.nets.config import NetworkConfig
+from tapfinger_hpc.nets.policy_network import GraphTensors, PolicyNetwork
 from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.policies.decoding import WAIT, Decoder, Draw, Simulated, most_probable, settle
 from tapfinger_hpc.policies.learned_player import AgentsPlayer
 from tapfinger_hpc.sim import core, episodes, scenarios
 from tapfinger_hpc.training import following
-from tapfinger_hpc.training.decoding import WAIT, Batch, Decoder, Draw, log_probability_of_chosen, most_probable, settle
+from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen
 
 SEEDS = st.integers(0, 10_000)
 torch.set_num_threads(1)  # several of these tests run side by side
@@ -40,7 +43,7 @@ def some_way_in(seed: int, slots: int, names: tuple[str, ...] = ("random", "hete
         return draw(offered, np.zeros(len(offered.value)), None if offered.job[0] >= 0 else np.zeros(len(offered.env)))
 
     for _ in range(slots):
-        decoder.decide(frame, truth, envs, anything)
+        decoder.decide(Simulated(frame, truth), envs, anything)
         for env in envs.tolist():
             core.advance(frame, truth, env)
     return frame, truth, envs
@@ -117,10 +120,10 @@ def test_a_graph_beside_others_is_encoded_and_decided_as_if_it_were_alone() -> N
 def test_decisions_learned_together_have_the_probabilities_they_had_when_made() -> None:
     frame, truth, envs = some_way_in(5, 4)
     net = network()
-    decoder, draw = Decoder(net, frame), Draw(np.random.default_rng(0))
+    decoder, draw = Decoder(net.compiled(), frame), Draw(np.random.default_rng(0))
     decisions = []
     for _ in range(3):
-        decisions.append(decoder.decide(frame, truth, envs, draw, record=True))
+        decisions.append(decoder.decide(Simulated(frame, truth), envs, draw, record=True))
         for env in envs.tolist():
             core.advance(frame, truth, env)
     batch = Batch(decisions)
@@ -176,7 +179,7 @@ def test_an_untrained_network_breaks_no_rule_and_answers_the_same_every_time(see
     workloads = [scenarios.workload(name, seed) for name in ("hetero-6", "uniform-3")]
     found = []
     for single in (False, True, False):
-        player = AgentsPlayer(network(seed), single_task=single)
+        player = AgentsPlayer(network(seed).compiled(), single_task=single)
         frame, truth = core.environments(workloads)
         for _ in range(4):
             envs = np.arange(2)
@@ -192,7 +195,9 @@ def test_an_untrained_network_breaks_no_rule_and_answers_the_same_every_time(see
 def test_a_single_task_decision_gives_each_agent_at_most_one_task() -> None:
     frame, truth, envs = some_way_in(1, 3, ("uniform-3", "hetero-6"))
     before = frame.status.copy()
-    decision = Decoder(network(), frame).decide(frame, truth, envs, Draw(np.random.default_rng(0)), max_rounds=1)
+    decision = Decoder(network().compiled(), frame).decide(
+        Simulated(frame, truth), envs, Draw(np.random.default_rng(0)), max_rounds=1
+    )
     for env in envs.tolist():
         placed = np.flatnonzero(frame.status[env] != before[env])
         assert len(placed) == decision.placed[env]
@@ -205,7 +210,9 @@ def test_following_a_teacher_does_what_the_teacher_does() -> None:
     frame, truth = core.environments(workloads)
     decoder, envs = Decoder(None, frame), np.arange(len(workloads))
     while len(envs):
-        decoder.decide(frame, truth, envs, following.Follow(price.decide, price.DEFAULT, frame, envs), record=True)
+        decoder.decide(
+            Simulated(frame, truth), envs, following.Follow(price.decide, price.DEFAULT, frame, envs), record=True
+        )
         for env in envs.tolist():
             core.advance(frame, truth, env)
         envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
@@ -234,8 +241,8 @@ def test_greedy_choices_do_not_depend_on_what_else_is_decided_at_the_same_time(n
     frame, truth, envs = some_way_in(9, 5, names)
     other, other_truth, _ = some_way_in(9, 5, names)
     net = network()
-    Decoder(net, frame).decide(frame, truth, envs, most_probable)
-    Decoder(net, other).decide(other, other_truth, np.array([number]), most_probable)
+    Decoder(net.compiled(), frame).decide(Simulated(frame, truth), envs, most_probable)
+    Decoder(net.compiled(), other).decide(Simulated(other, other_truth), np.array([number]), most_probable)
     np.testing.assert_array_equal(frame.amounts[number], other.amounts[number])
     np.testing.assert_array_equal(frame.status[number], other.status[number])
 
@@ -245,7 +252,7 @@ def test_agents_that_heed_the_advice_alone_do_what_the_heuristic_does() -> None:
     heeding = network()
     heeding.heed(1000.0)
     expected = episodes.play(workloads, episodes.CompiledPlayer("price", price.decide, price.DEFAULT))
-    found = episodes.play(workloads, AgentsPlayer(heeding, price.DEFAULT))
+    found = episodes.play(workloads, AgentsPlayer(heeding.compiled(), price.DEFAULT))
     for heuristic, agents in zip(expected, found, strict=True):
         np.testing.assert_array_equal(agents.start, heuristic.start)
         np.testing.assert_array_equal(agents.amounts, heuristic.amounts)
@@ -273,7 +280,7 @@ def test_agents_that_depart_from_the_advice_are_advised_anew() -> None:
             offered, np.zeros(len(offered.value)), np.full(len(offered.env), -9.0) if offered.job[0] < 0 else None
         )
 
-    decoder.decide(frame, truth, envs, contrary)
+    decoder.decide(Simulated(frame, truth), envs, contrary)
     assert advised[0] > 0
     assert len(advised) > 2
 
@@ -283,6 +290,6 @@ def test_a_network_that_always_waits_still_brings_every_task_to_its_end() -> Non
     with torch.no_grad():
         waiting.wait[2].bias += 1000.0
     workload = scenarios.draw(replace(scenarios.scenario("synthetic-3"), tasks=24), 1)
-    (episode,) = episodes.play([workload], AgentsPlayer(waiting))
+    (episode,) = episodes.play([workload], AgentsPlayer(waiting.compiled()))
     assert (episode.end > episode.start).all()
     assert episode.present[:, 1].max() <= workload.scenario.agents

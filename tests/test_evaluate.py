@@ -178,14 +178,16 @@ def test_bounds_come_with_the_policy_name_bound_and_lie_below_the_policies(tmp_p
 def test_weights_play_under_names_of_their_own_at_once_or_task_by_task(tmp_path):
     folder = tmp_path / "weights"
     torch = pytest.importorskip("torch")
-    from tapfinger_hpc.nets.policy_network import NetworkConfig, PolicyNetwork
-    from tapfinger_hpc.training import weights
+    from tapfinger_hpc import checkpoint
+    from tapfinger_hpc.nets.config import NetworkConfig
+    from tapfinger_hpc.nets.policy_network import PolicyNetwork
 
     torch.manual_seed(0)
-    training = weights.Training(
+    network = PolicyNetwork(NetworkConfig(hidden=16, heads=2))
+    training = checkpoint.Training(
         "synthetic-3", "oracle", "", seed=0, iterations=0, minutes=0, episodes=0, workers=1, versions={}
     )
-    weights.save(folder, PolicyNetwork(NetworkConfig(hidden=16, heads=2)), training)
+    checkpoint.save(folder, network.config, network.weights(), training)
     file = tmp_path / "report.json"
     arguments = ["--scenario", "synthetic-3", "--policies", "fifo", "--seeds", "1", "--json", str(file)]
     named = ["--checkpoint", f"mine={folder}", "--single-task", f"slowly={folder}"]

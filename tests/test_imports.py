@@ -89,6 +89,11 @@ def test_trace_tools_load_neither_torch_nor_flask() -> None:
     assert loaded_by(modules("trace_tools")).isdisjoint({"flask", "waitress", *TORCH})
 
 
+def test_a_trained_network_decides_without_torch() -> None:
+    names = ["checkpoint", "policies.decoding", "policies.learned_player"]
+    assert loaded_by([f"tapfinger_hpc.{name}" for name in names]).isdisjoint(TORCH)
+
+
 def test_the_policy_server_loads_torch_only_with_the_learned_policy() -> None:
     assert loaded_by(modules("policy_server")).isdisjoint(TORCH)
 

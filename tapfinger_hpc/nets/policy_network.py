@@ -8,7 +8,6 @@ alone.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,23 +20,15 @@ from tapfinger_hpc.features.options import (
     AGENT_COLUMNS,
     PLACE_COLUMNS,
     TASK_COLUMNS,
-    Options,
 )
+from tapfinger_hpc.features.rows import Rows
+from tapfinger_hpc.nets.compiled import CompiledNetwork
+from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.nets.encoder import Encoder
-from tapfinger_hpc.nets.tensors import log_softmax
 
 Embeddings = dict[str, Tensor]
 _USUAL_SIZE = 8.0
 """Sums over graph nodes are divided by so much, to be of the size of one."""
-
-
-class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes of the network; they are part of a checkpoint."""
-
-    hidden: int = 64
-    rounds: int = 2
-    """Rounds of attention."""
-    heads: int = 4
 
 
 class Pointer(nn.Module):
@@ -107,59 +98,6 @@ class GraphTensors:
         )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Options as tensors, with the positions of what they are about among the graph nodes."""
-
-    task: bool
-    """Whether tasks are chosen (and waiting may be)."""
-    partitions: Tensor  # int64 [row]
-    jobs: Tensor  # int64 [row] pending graph node; of no use where the task is what is chosen
-    agents: Tensor  # float32 [row, AGENT_COLUMNS]
-    row_of: Tensor  # int64 [option]
-    pointed: Tensor  # int64 [option] pending graph node, or node
-    features: Tensor  # float32 [option, TASK_COLUMNS or PLACE_COLUMNS]
-
-    @property
-    def count(self) -> int:
-        return len(self.partitions)
-
-    @classmethod
-    def of(cls, graphs: Graphs, envs: np.ndarray, options: Options, *, task: bool) -> "Rows":
-        """``envs``: the environments that the graphs are of."""
-        first = graphs.first[options.env]  # [row, 4]
-        if task:
-            jobs = np.full(len(options.env), -1)
-            pointed = graphs.pending_of[envs[options.env[options.row_of]], options.value]
-        else:
-            jobs = graphs.pending_of[envs[options.env], options.job]
-            pointed = first[options.row_of, 1] + options.value
-        return cls(
-            task,
-            torch.from_numpy(first[:, 0] + options.partition),
-            torch.from_numpy(jobs),
-            torch.from_numpy(options.agents),
-            torch.from_numpy(options.row_of),
-            torch.from_numpy(pointed),
-            torch.from_numpy(options.features),
-        )
-
-    @classmethod
-    def together(cls, several: Sequence["Rows"], first: Sequence[tuple[int, int, int]]) -> "Rows":
-        """Several of one head as one; ``first`` are the positions of the graphs' first partition, node, pending."""
-        task = several[0].task
-        rows = np.cumsum([0, *(each.count for each in several[:-1])])
-        return cls(
-            task,
-            torch.cat([each.partitions + start[0] for each, start in zip(several, first, strict=True)]),
-            torch.cat([each.jobs + start[2] for each, start in zip(several, first, strict=True)]),
-            torch.cat([each.agents for each in several]),
-            torch.cat([each.row_of + int(begun) for each, begun in zip(several, rows, strict=True)]),
-            torch.cat([each.pointed + start[2 if task else 1] for each, start in zip(several, first, strict=True)]),
-            torch.cat([each.features for each in several]),
-        )
-
-
 class PolicyNetwork(nn.Module):
     """Encodes graphs, and points."""
 
@@ -188,18 +126,33 @@ class PolicyNetwork(nn.Module):
 
     def log_probabilities(self, embeddings: Embeddings, rows: Rows) -> tuple[Tensor, Tensor]:
         """Of every option [option] and, where tasks are chosen, of waiting [row] (otherwise empty)."""
-        known = embeddings["partition"][rows.partitions]
+        partitions, row_of, pointed = (torch.from_numpy(each) for each in (rows.partitions, rows.row_of, rows.pointed))
+        agents, features = torch.from_numpy(rows.agents), torch.from_numpy(rows.features)
+        known = embeddings["partition"][partitions]
         if not rows.task:
-            known = torch.cat([known, embeddings["pending"][rows.jobs]], dim=1)
-        known = torch.cat([known, rows.agents], dim=1)
-        if not rows.task:
-            logits = self.place(known, rows.row_of, embeddings["node"][rows.pointed], rows.features)
-            return log_softmax(logits, rows.row_of, rows.count), logits.new_empty(0)
-        logits = self.task(known, rows.row_of, embeddings["pending"][rows.pointed], rows.features)
-        both = torch.cat([logits, (self.wait(known) + self.wait_direct(rows.agents)).squeeze(-1)])
-        row_of = torch.cat([rows.row_of, torch.arange(rows.count)])
-        log_probabilities = log_softmax(both, row_of, rows.count)
+            known = torch.cat([known, embeddings["pending"][torch.from_numpy(rows.jobs)], agents], dim=1)
+            logits = self.place(known, row_of, embeddings["node"][pointed], features)
+            return log_softmax(logits, row_of, rows.count), logits.new_empty(0)
+        known = torch.cat([known, agents], dim=1)
+        logits = self.task(known, row_of, embeddings["pending"][pointed], features)
+        both = torch.cat([logits, (self.wait(known) + self.wait_direct(agents)).squeeze(-1)])
+        log_probabilities = log_softmax(both, torch.cat([row_of, torch.arange(rows.count)]), rows.count)
         return log_probabilities[: len(logits)], log_probabilities[len(logits) :]
+
+    def compiled(self) -> CompiledNetwork:
+        """The form that decides, with the weights of this moment."""
+        return CompiledNetwork(self.config, self.weights())
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """By name, as a checkpoint holds them and ``CompiledNetwork`` takes them; they share memory with these."""
+        return {name: tensor.detach().numpy() for name, tensor in self.state_dict().items()}
+
+
+def log_softmax(logits: Tensor, row_of: Tensor, rows: int) -> Tensor:
+    """[option] logarithms of probabilities within each row; options of a row may stand anywhere."""
+    greatest = logits.new_full((rows,), -torch.inf).scatter_reduce(0, row_of, logits.detach(), "amax")
+    shifted = logits - greatest[row_of]
+    return shifted - logits.new_zeros(rows).index_add(0, row_of, shifted.exp()).log()[row_of]
 
 
 class Critic(nn.Module):

@@ -7,13 +7,11 @@ one task, and then the state is looked at anew, until nobody takes any.
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from tapfinger_hpc import checkpoint
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.nets.policy_network import PolicyNetwork
+from tapfinger_hpc.policies.decoding import Decoder, Network, Simulated, most_probable
 from tapfinger_hpc.sim.core import Truth
-from tapfinger_hpc.training import weights
-from tapfinger_hpc.training.decoding import Decoder, most_probable
 
 
 class AgentsPlayer:
@@ -21,7 +19,7 @@ class AgentsPlayer:
 
     def __init__(
         self,
-        network: PolicyNetwork,
+        network: Network,
         prices: np.ndarray | None = None,
         *,
         name: str = "tapfinger",
@@ -42,9 +40,7 @@ class AgentsPlayer:
         Raises:
             CheckpointError: it cannot be used, and why.
         """
-        # One decision is too small to share out; more threads only make it wait for them.
-        torch.set_num_threads(1)
-        network, info = weights.load(folder)
+        network, info = checkpoint.load(folder)
         prices = np.array(info.advice) if info.advice else None
         return cls(network, prices, name=name, knowledge=info.training.knowledge, single_task=single_task)
 
@@ -52,14 +48,14 @@ class AgentsPlayer:
         """All placements of the present slot; how many decisions that took."""
         if self._decoder is None or self._decoder[0] is not frame:
             self._decoder = (frame, Decoder(self._network, frame, self._prices))
-        decoder = self._decoder[1]
+        decoder, world = self._decoder[1], Simulated(frame, truth)
         if not self._single_task:
-            decision = decoder.decide(frame, truth, envs, most_probable)
+            decision = decoder.decide(world, envs, most_probable)
             self.passes += decision.encoded
             return len(envs)
         made = 0
         while len(envs):
-            decision = decoder.decide(frame, truth, envs, most_probable, max_rounds=1)
+            decision = decoder.decide(world, envs, most_probable, max_rounds=1)
             self.passes += decision.encoded
             made += len(envs)
             envs = envs[decision.placed > 0]

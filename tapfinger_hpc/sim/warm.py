@@ -21,7 +21,7 @@ def warm() -> None:
         if name != "tapfinger":
             episodes.play([workload], players.make(name, scenario=workload.scenario))
     frame, truth = core.environments([workload])
-    agents = AgentsPlayer(PolicyNetwork(), price.DEFAULT)
+    agents = AgentsPlayer(PolicyNetwork().compiled(), price.DEFAULT)
     for _ in range(3):
         agents.play_slot(frame, truth, np.array([0]))
         core.advance(frame, truth, 0)

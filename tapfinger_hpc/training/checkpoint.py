@@ -5,8 +5,6 @@ read back with suspicion: another schema, a missing or changed weight, a truncat
 """
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from tapfinger_hpc import graph, room
+from tapfinger_hpc.checkpoint import write_whole
 from tapfinger_hpc.errors import CheckpointError
 from tapfinger_hpc.nets.pointers import NetworkConfig, Pointers
 from tapfinger_hpc.nets.served import ServedNetwork
@@ -218,17 +217,3 @@ def _read(folder: Path, name: str) -> bytes:
         raise CheckpointError(
             f"checkpoint {str(folder)!r}: {name} cannot be read: {error.strerror}; train one with `tapfinger train`"
         ) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)

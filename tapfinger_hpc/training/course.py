@@ -22,17 +22,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from tapfinger_hpc import checkpoint
+from tapfinger_hpc.checkpoint import CheckpointInfo, Training, write_whole
 from tapfinger_hpc.errors import CheckpointError, TapfingerError
-from tapfinger_hpc.nets.policy_network import Critic, NetworkConfig, PolicyNetwork
+from tapfinger_hpc.nets.config import NetworkConfig
+from tapfinger_hpc.nets.policy_network import Critic, PolicyNetwork
 from tapfinger_hpc.policies.compiled import price, tuned
 from tapfinger_hpc.sim import episodes, scenarios
 from tapfinger_hpc.sim.episodes import CompiledPlayer
 from tapfinger_hpc.sim.scenarios import Workload
-from tapfinger_hpc.training import following, ppo, weights
-from tapfinger_hpc.training.checkpoint import write_whole
+from tapfinger_hpc.training import following, ppo
 from tapfinger_hpc.training.ppo import PPOConfig
 from tapfinger_hpc.training.team import Team
-from tapfinger_hpc.training.weights import CheckpointInfo, Training
 
 STATE = "resume.bin"
 METRICS = "metrics.jsonl"
@@ -313,15 +314,18 @@ class _Course:
         )
         if self.team.leads:
             advice = tuple(self.prices.tolist()) if counters.heeds else ()
-            weights.save(self.out, self.averaged, training, advice)
+            checkpoint.save(self.out, self.config.network, self.averaged.weights(), training, advice)
         self.team.wait()
-        return weights.describe(self.out)
+        return checkpoint.describe(self.out)
 
     def begin_with(self, folder: Path) -> None:
         """Takes the weights of a checkpoint."""
-        network, info = weights.load(folder)
-        self.network.load_state_dict(network.state_dict())
-        self.averaged.load_state_dict(network.state_dict())
+        weights, info = checkpoint.read(folder)
+        for network in (self.network, self.averaged):
+            try:
+                network.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
+            except RuntimeError as error:
+                raise CheckpointError(f"checkpoint {str(folder)!r} is of another network: {error}") from error
         if info.advice:
             self.prices, self.counters.heeds = np.array(info.advice), True
 

@@ -8,11 +8,12 @@ import torch
 from tapfinger_hpc.features.options import Options
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.nets.policy_network import PolicyNetwork
+from tapfinger_hpc.policies.decoding import WAIT, Decision, Decoder, Draw, Simulated
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import compiled
 from tapfinger_hpc.sim.episodes import pass_slot
 from tapfinger_hpc.sim.scenarios import Workload
-from tapfinger_hpc.training.decoding import WAIT, Batch, Decision, Decoder, Draw, log_probability_of_chosen
+from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen
 from tapfinger_hpc.training.team import Team
 
 
@@ -100,17 +101,18 @@ def lessons(
     draws: so it meets states to which its own decisions lead.
     """
     frame, truth = core.environments(list(workloads))
-    own_decoder, teacher_decoder, draw = Decoder(network, frame), Decoder(None, frame), Draw(source)
+    world, draw = Simulated(frame, truth), Draw(source)
+    own_decoder, teacher_decoder = Decoder(network.compiled(), frame), Decoder(None, frame)
     kept: list[Decision] = []
     envs = np.arange(len(workloads))
     while len(envs):
         own = source.random(len(envs)) < own_share
         if own.any():
-            own_decoder.decide(frame, truth, envs[own], draw)
+            own_decoder.decide(world, envs[own], draw)
         taught = envs[~own]
         if len(taught):
             follow = Follow(decide, parameters, frame, taught)
-            decision = teacher_decoder.decide(frame, truth, taught, follow, record=True)
+            decision = teacher_decoder.decide(world, taught, follow, record=True)
             if decision.steps:
                 kept.append(decision)
         envs = pass_slot(frame, truth, envs)

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from tapfinger_hpc.nets.policy_network import Critic, GraphTensors, PolicyNetwork
+from tapfinger_hpc.policies.decoding import Decision, Decoder, Draw, Simulated
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.episodes import pass_slot
 from tapfinger_hpc.sim.scenarios import Workload
-from tapfinger_hpc.training.decoding import Batch, Decision, Decoder, Draw, log_probability_of_chosen
+from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen
 from tapfinger_hpc.training.team import Team
 
 
@@ -67,7 +68,7 @@ def collect(
 ) -> Collected:
     """Plays one episode of each workload with drawn actions, and keeps everything."""
     frame, truth = core.environments(list(workloads))
-    decoder, draw = Decoder(network, frame, prices), Draw(source)
+    world, decoder, draw = Simulated(frame, truth), Decoder(network.compiled(), frame, prices), Draw(source)
     best = np.array([np.mean([kind.slots.min() for kind in each.scenario.types]) for each in workloads])
     usual = best * [each.scenario.arrivals for each in workloads]
     envs = np.arange(len(workloads))
@@ -75,7 +76,7 @@ def collect(
     rewards: list[np.ndarray] = []
     alive: list[np.ndarray] = []
     while len(envs):
-        decision = decoder.decide(frame, truth, envs, draw, record=True)
+        decision = decoder.decide(world, envs, draw, record=True)
         reward, here = np.zeros(len(workloads)), np.zeros(len(workloads), bool)
         here[envs] = True
         reward[envs] = -(decision.excess + frame.waiting_count[envs]) / usual[envs]

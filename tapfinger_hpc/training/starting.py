@@ -11,11 +11,12 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 from torch.utils.tensorboard import SummaryWriter
 
+from tapfinger_hpc import checkpoint
+from tapfinger_hpc.checkpoint import CheckpointInfo
 from tapfinger_hpc.errors import ConfigError
-from tapfinger_hpc.training import course, team, weights
+from tapfinger_hpc.training import course, team
 from tapfinger_hpc.training.course import CourseConfig, Progress
 from tapfinger_hpc.training.team import Team
-from tapfinger_hpc.training.weights import CheckpointInfo
 
 
 def run(
@@ -39,7 +40,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
         torch.multiprocessing.spawn(_worker, args=(workers, meeting, config, out, table, start, resume), nprocs=workers)
-    return weights.describe(out)
+    return checkpoint.describe(out)
 
 
 def _worker(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 
 from slurm_plugin.sandbox import Sandbox
-from tapfinger_hpc.training import weights
+from tapfinger_hpc import checkpoint
 
 pytestmark = pytest.mark.slurm
 
@@ -24,8 +24,8 @@ def test_two_ranks_under_srun_train_one_network(cluster: Sandbox) -> None:
         job = cluster.submit(train, "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1")
         cluster.wait_state(job, "COMPLETED", timeout_s=200)
         said = log.read_text() if log.exists() else "(no output)"
-        assert (out / weights.DESCRIPTION).exists(), said
-        trained = weights.load(out)[1].training
+        assert (out / checkpoint.DESCRIPTION).exists(), said
+        trained = checkpoint.load(out)[1].training
         assert (trained.workers, trained.iterations) == (2, 2), said
         # Each rank played other workloads; only with a gradient in common do both have the same weights.
         leader, other = (load((out / name).read_bytes()[32:]) for name in ("resume.bin", "resume-1.bin"))
@@ -41,4 +41,4 @@ def test_a_lone_step_under_srun_trains_alone(cluster: Sandbox) -> None:
         train = f"srun {sys.executable} -m tapfinger_hpc.cli train --scenario synthetic-3 --iterations 1 --out {out}"
         job = cluster.submit(train)
         cluster.wait_state(job, "COMPLETED", timeout_s=200)
-        assert weights.load(out)[1].training.workers == 1
+        assert checkpoint.load(out)[1].training.workers == 1

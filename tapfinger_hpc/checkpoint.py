@@ -1,25 +1,29 @@
-"""Checkpoints of networks on frames: a folder with the weights (safetensors) and a description (JSON) of what they are.
+"""Checkpoints: a folder with the weights (safetensors) and a description (JSON) that says what they are.
 
 The description names the weights by their hash and is written last, so a checkpoint is there whole or not at all. It is
 read back with suspicion: another schema, a missing or changed weight, a truncated file are refused with what is wrong.
+Reading one needs no torch.
 """
 
 import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-import torch
+import numpy as np
 from msgspec import Meta
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 
 from tapfinger_hpc.errors import CheckpointError
 from tapfinger_hpc.features import graph, measures, options
-from tapfinger_hpc.nets.policy_network import NetworkConfig, PolicyNetwork
+from tapfinger_hpc.nets.compiled import CompiledNetwork
+from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.policies.compiled.price import Prices
-from tapfinger_hpc.training.checkpoint import write_whole
 
 DESCRIPTION = "checkpoint.json"
 
@@ -80,14 +84,20 @@ class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.weights_sha256[:12]
 
 
-def save(folder: Path, network: PolicyNetwork, training: Training, advice: tuple[float, ...] = ()) -> CheckpointInfo:
+def save(
+    folder: Path,
+    config: NetworkConfig,
+    weights: Mapping[str, np.ndarray],
+    training: Training,
+    advice: tuple[float, ...] = (),
+) -> CheckpointInfo:
     """Writes a checkpoint into the folder, in place of the one that may be there; whole or not at all."""
-    weights = save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-    digest = hashlib.sha256(weights).hexdigest()
+    content = save_arrays({name: np.ascontiguousarray(values) for name, values in weights.items()})
+    digest = hashlib.sha256(content).hexdigest()
     info = CheckpointInfo(
         format="tapfinger-checkpoint",
         schema=SCHEMA,
-        network=network.config,
+        network=config,
         training=training,
         advice=advice,
         weights=f"weights-{digest[:12]}.safetensors",
@@ -95,7 +105,7 @@ def save(folder: Path, network: PolicyNetwork, training: Training, advice: tuple
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / info.weights, weights)
+        write_whole(folder / info.weights, content)
         write_whole(folder / DESCRIPTION, msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n")
         for old in folder.glob("weights-*.safetensors"):
             if old.name != info.weights:
@@ -105,32 +115,43 @@ def save(folder: Path, network: PolicyNetwork, training: Training, advice: tuple
     return info
 
 
-def load(folder: Path) -> tuple[PolicyNetwork, CheckpointInfo]:
-    """The network of a checkpoint, and its description.
+def load(folder: Path) -> tuple[CompiledNetwork, CheckpointInfo]:
+    """The network of a checkpoint as it decides, and its description.
 
     Raises:
         CheckpointError: says what is wrong with it, and what to do.
     """
+    weights, info = read(folder)
+    try:
+        return CompiledNetwork(info.network, weights), info
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {str(folder)!r}: {info.weights} does not fit: {error}") from error
+
+
+def read(folder: Path) -> tuple[dict[str, np.ndarray], CheckpointInfo]:
+    """The weights of a checkpoint by name, and its description.
+
+    Raises:
+        CheckpointError: as for ``load``.
+    """
     info = describe(folder)
-    weights = _read(folder, info.weights)
-    digest = hashlib.sha256(weights).hexdigest()
+    content = _read(folder, info.weights)
+    digest = hashlib.sha256(content).hexdigest()
     if digest != info.weights_sha256:
         raise CheckpointError(
             f"checkpoint {str(folder)!r}: {info.weights} is not what the description says "
             f"(SHA-256 {digest[:12]}..., expected {info.weights_sha256[:12]}...): truncated or changed; copy it again"
         )
     try:
-        tensors = load_tensors(weights)
-    except (SafetensorError, ValueError) as error:
+        weights = load_arrays(content)
+    except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {str(folder)!r}: {info.weights} cannot be read: {error}") from error
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise CheckpointError(f"checkpoint {str(folder)!r}: {info.weights} holds values that are not numbers")
-    network = PolicyNetwork(info.network)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {str(folder)!r}: {info.weights} does not fit: {error}") from error
-    return network.eval(), info
+    for name, values in weights.items():
+        if values.dtype != np.float32 or not np.isfinite(values).all():
+            raise CheckpointError(
+                f"checkpoint {str(folder)!r}: {info.weights}: {name} holds values that are not (float32) numbers"
+            )
+    return weights, info
 
 
 def describe(folder: Path) -> CheckpointInfo:
@@ -179,3 +200,17 @@ def _read(folder: Path, name: str) -> bytes:
         return (folder / name).read_bytes()
     except OSError as error:
         raise CheckpointError(f"checkpoint {str(folder)!r}: {name} cannot be read: {error.strerror}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    finally:
+        Path(partial).unlink(missing_ok=True)

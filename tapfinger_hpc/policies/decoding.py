@@ -2,22 +2,22 @@
 a task that several want, and the winners choose node and amounts.
 
 An agent that waits is done for this decision. The graph is encoded once; what changes between rounds comes with the
-options. How choices are made (drawn, most probable, as a teacher says) is the caller's.
+options. Training, evaluation and serving decode with this one loop: the network, how choices are made (drawn, most
+probable, as a teacher says) and what a placement is put on (the simulator, or a live state) are the caller's.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.features.graph import Graphs
 from tapfinger_hpc.features.measures import Measures
 from tapfinger_hpc.features.options import ADVISED_PLACE, Options
+from tapfinger_hpc.features.rows import Rows
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.nets.policy_network import Embeddings, GraphTensors, PolicyNetwork, Rows
 from tapfinger_hpc.policies.compiled import price
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import Truth, compiled
@@ -26,6 +26,18 @@ WAIT = -1
 """In place of an option's number."""
 Choose = Callable[[Options, np.ndarray | None, np.ndarray | None], np.ndarray]
 """(options, their log probabilities, those of waiting) -> for each row the chosen option's number, or WAIT."""
+
+
+class Network(Protocol):
+    """What scores options."""
+
+    def encode(self, graphs: Graphs) -> Any:
+        """Embeddings of a state, once per decision."""
+        ...
+
+    def log_probabilities(self, embeddings: Any, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """float32, of every option [option] and, where tasks are chosen, of waiting [row] (otherwise empty)."""
+        ...
 
 
 @dataclass
@@ -67,40 +79,34 @@ class Decision:
     """Environments whose state went through the encoder: those in which something could be placed."""
 
 
-class Batch:
-    """Several decisions as one: to learn from them takes few large products instead of many small ones."""
+@dataclass(frozen=True)
+class Round:
+    """What was offered and chosen in one round, as far as it has come when winners are to be placed."""
 
-    def __init__(self, decisions: Sequence[Decision]) -> None:
-        self.graphs = GraphTensors.together([decision.graphs for decision in decisions])
-        self.steps: list[Step] = []
-        """One for each head that has rows."""
-        sizes = np.array([(*decision.graphs.first[-1, :3], len(decision.envs)) for decision in decisions])
-        starts = np.cumsum(sizes, axis=0) - sizes
-        for task in (True, False):
-            found = [
-                (step, (int(start[0]), int(start[1]), int(start[2]), int(start[3])))
-                for decision, start in zip(decisions, starts, strict=True)
-                for step in decision.steps
-                if step.rows.task == task
-            ]
-            if found:
-                self.steps.append(Step.together([step for step, _ in found], [start for _, start in found]))
-
-    @property
-    def rows(self) -> int:
-        return sum(len(step.chosen) for step in self.steps)
+    offered: Options
+    of_options: np.ndarray | None
+    of_waiting: np.ndarray | None
+    chosen: np.ndarray  # int64 [row] option, or WAIT
+    urged: np.ndarray  # int64 rows that would have waited, had there been anything to wait for
+    winners: np.ndarray  # int64 rows that got the task they chose
+    places: Options
+    """A row for each winner."""
+    of_places: np.ndarray | None
+    placed_at: np.ndarray  # int64 [winner] option among ``places``
 
 
-def log_probability_of_chosen(
-    network: PolicyNetwork, embeddings: Embeddings, step: Step
-) -> tuple[Tensor, Tensor, Tensor]:
-    """[row] of what was chosen; with those of all options and of waiting."""
-    of_options, of_waiting = network.log_probabilities(embeddings, step.rows)
-    chosen = torch.from_numpy(step.chosen)
-    found = of_options[chosen.clamp(min=0)]
-    if len(of_waiting):
-        found = torch.where(chosen == WAIT, of_waiting, found)
-    return found, of_options, of_waiting
+class World(Protocol):
+    """What placements are put on."""
+
+    frame: Frame
+
+    def carry_out(self, envs: np.ndarray, round_: Round, decision: Decision, advice: np.ndarray) -> np.ndarray:
+        """Places what the winners chose, adds it up in ``decision``, and forgets the advice on it.
+
+        Returns:
+            bool [env] where what was done is not what was advised, so that the rest of the advice is old.
+        """
+        ...
 
 
 @compiled
@@ -141,8 +147,23 @@ def take_what_waits_for_nothing(offered: Options, of_options: np.ndarray, chosen
         begun = option
 
 
+@dataclass(frozen=True)
+class Simulated:
+    """Environments of the simulator."""
+
+    frame: Frame
+    truth: Truth
+
+    def carry_out(self, envs: np.ndarray, round_: Round, decision: Decision, advice: np.ndarray) -> np.ndarray:
+        """Places what the winners chose."""
+        stale = np.zeros(len(envs), np.bool_)
+        made, placed_at = round_.places, round_.placed_at
+        _carry_out(self.frame, self.truth, envs, made, placed_at, decision.excess, decision.placed, advice, stale)
+        return stale
+
+
 @compiled
-def carry_out(
+def _carry_out(
     frame: Frame,
     truth: Truth,
     envs: np.ndarray,
@@ -185,25 +206,18 @@ def advise(frame: Frame, envs: np.ndarray, asked: np.ndarray, prices: np.ndarray
 class Decoder:
     """Makes decisions with a network; its scratch arrays belong to frames of one size."""
 
-    def __init__(self, network: PolicyNetwork | None, frame: Frame, prices: np.ndarray | None = None) -> None:
+    def __init__(self, network: Network | None, frame: Frame, prices: np.ndarray | None = None) -> None:
         """``prices``: constants of the price heuristic, whose advice the network then hears."""
         self.network = network
         self._prices = prices
         self._advice = options.no_advice(frame)
         self._scratch: Measures = measures.allocate(frame)
 
-    @torch.no_grad()
     def decide(
-        self,
-        frame: Frame,
-        truth: Truth,
-        envs: np.ndarray,
-        choose: Choose,
-        *,
-        record: bool = False,
-        max_rounds: int = 10_000,
+        self, world: World, envs: np.ndarray, choose: Choose, *, record: bool = False, max_rounds: int = 10_000
     ) -> Decision:
         """Carries out one decision in each of the environments."""
+        frame = world.frame
         graphs = graph.build(frame, envs, self._scratch)
         embeddings = None
         waits = np.zeros(frame.member.shape[:2], np.bool_)
@@ -211,38 +225,25 @@ class Decoder:
         decision = Decision(graphs, envs, [], np.zeros(len(envs)), np.zeros(len(envs), np.int64))
         for number in range(max_rounds):
             if self._prices is not None and stale.any():
-                # What departs from the advice makes the rest of it old.
                 advise(frame, envs, stale, self._prices, self._advice)
-                stale[:] = False
             offered = options.tasks(frame, envs, waits, number, self._scratch, self._advice)
             if not len(offered.env):
                 break
-            if number == 0:
+            if self.network is not None and embeddings is None:
+                embeddings = self.network.encode(graphs)
                 decision.encoded = len(np.unique(offered.env))
-            rows = Rows.of(graphs, envs, offered, task=True)
-            of_options = of_waiting = None
-            if self.network is not None:
-                if embeddings is None:
-                    embeddings = self.network.encode(GraphTensors.of(graphs))
-                found = self.network.log_probabilities(embeddings, rows)
-                of_options, of_waiting = found[0].numpy(), found[1].numpy()
+            rows, of_options, of_waiting = self._scored(embeddings, graphs, envs, offered, task=True)
             chosen = choose(offered, of_options, of_waiting)
+            urged = np.zeros(0, np.int64)
             if of_options is not None:
+                before = chosen.copy()
                 take_what_waits_for_nothing(offered, of_options, chosen)
+                urged = np.flatnonzero(chosen != before)
             waiting = chosen == WAIT
             waits[envs[offered.env[waiting]], offered.partition[waiting]] = True
             if record:
-                log_probability = np.zeros(len(chosen), np.float32)
-                if of_options is not None and of_waiting is not None:
-                    log_probability = np.where(waiting, of_waiting, of_options[np.maximum(chosen, 0)])
-                decision.steps.append(Step(rows, chosen, log_probability, offered.env))
-            claiming = np.flatnonzero(~waiting)
-            if not len(claiming):
-                continue
-            picks = chosen[claiming]
-            probability = np.ones(len(picks)) if of_options is None else np.exp(of_options[picks].astype(np.float64))
-            wins = settle(offered.env[claiming], offered.value[picks], probability, offered.room[picks])
-            winners = claiming[wins]
+                decision.steps.append(_step(rows, offered, chosen, of_options, of_waiting))
+            winners = _winners(offered, chosen, of_options)
             places = options.places(
                 frame,
                 envs,
@@ -252,16 +253,43 @@ class Decoder:
                 self._scratch,
                 self._advice,
             )
-            where = Rows.of(graphs, envs, places, task=False)
-            of_places = None
-            if self.network is not None and embeddings is not None:
-                of_places = self.network.log_probabilities(embeddings, where)[0].numpy()
-            placed_at = choose(places, of_places, None)
-            if record:
-                log_probability = np.zeros(len(placed_at), np.float32) if of_places is None else of_places[placed_at]
-                decision.steps.append(Step(where, placed_at, log_probability, places.env))
-            carry_out(frame, truth, envs, places, placed_at, decision.excess, decision.placed, self._advice, stale)
+            of_places, placed_at = None, np.zeros(0, np.int64)
+            if len(winners):
+                where, of_places, _ = self._scored(embeddings, graphs, envs, places, task=False)
+                placed_at = choose(places, of_places, None)
+                if record:
+                    decision.steps.append(_step(where, places, placed_at, of_places, None))
+            round_ = Round(offered, of_options, of_waiting, chosen, urged, winners, places, of_places, placed_at)
+            stale = world.carry_out(envs, round_, decision, self._advice)
         return decision
+
+    def _scored(
+        self, embeddings: Any, graphs: Graphs, envs: np.ndarray, offered: Options, *, task: bool
+    ) -> tuple[Rows, np.ndarray | None, np.ndarray | None]:
+        rows = Rows.of(graphs, envs, offered, task=task)
+        if self.network is None:
+            return rows, None, None
+        of_options, of_waiting = self.network.log_probabilities(embeddings, rows)
+        return rows, of_options, of_waiting if task else None
+
+
+def _step(
+    rows: Rows, offered: Options, chosen: np.ndarray, of_options: np.ndarray | None, of_waiting: np.ndarray | None
+) -> Step:
+    log_probability = np.zeros(len(chosen), np.float32)
+    if of_options is not None:
+        log_probability = of_options[np.maximum(chosen, 0)]
+    if of_waiting is not None:
+        log_probability = np.where(chosen == WAIT, of_waiting, log_probability)
+    return Step(rows, chosen, log_probability, offered.env)
+
+
+def _winners(offered: Options, chosen: np.ndarray, of_options: np.ndarray | None) -> np.ndarray:
+    """int64 the rows that get the task they chose."""
+    claiming = np.flatnonzero(chosen != WAIT)
+    picks = chosen[claiming]
+    probability = np.ones(len(picks)) if of_options is None else np.exp(of_options[picks].astype(np.float64))
+    return claiming[settle(offered.env[claiming], offered.value[picks], probability, offered.room[picks])]
 
 
 def most_probable(offered: Options, of_options: np.ndarray | None, of_waiting: np.ndarray | None) -> np.ndarray:
