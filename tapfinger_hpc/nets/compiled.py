@@ -245,7 +245,7 @@ _U0, _U1, _U2, _U3, _U4 = (
 
 
 @_fast
-def _gelu(value: float) -> float:
+def _gelu(value: np.floating) -> np.floating:
     """value * Phi(value), with the rational approximation of erf that Eigen and XLA use for float32: it is as exact as
     float32 is, and unlike the library's worked out for many values at once.
     """

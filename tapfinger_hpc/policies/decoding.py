@@ -98,7 +98,8 @@ class Round:
 class World(Protocol):
     """What placements are put on."""
 
-    frame: Frame
+    @property
+    def frame(self) -> Frame: ...
 
     def carry_out(self, envs: np.ndarray, round_: Round, decision: Decision, advice: np.ndarray) -> np.ndarray:
         """Places what the winners chose, adds it up in ``decision``, and forgets the advice on it.
