@@ -34,13 +34,13 @@ class Frame(NamedTuple):
     log_std: np.ndarray  # float64 [B, K] standard deviation of its logarithm
     usable: np.ndarray  # bool [B, K, M] nodes that such jobs may use where their partitions have them; else barred
     # Jobs, by number.
-    kind: np.ndarray  # int64 [B, J]
+    kind: np.ndarray  # int64 [B, J]; -1 of a running job of whose like nothing is known
     arrival: np.ndarray  # float64 [B, J]
     status: np.ndarray  # int8 [B, J]
     reach: np.ndarray  # bool [B, J, P] partitions whose agents may ever take it
     seen: np.ndarray  # bool [B, J, P] partitions whose agents may take it now: it stands in their window
     node: np.ndarray  # int64 [B, J] of a running job
-    partition: np.ndarray  # int64 [B, J] of a running job
+    partition: np.ndarray  # int64 [B, J] of a running job; -1 where it is not among these
     amounts: np.ndarray  # int64 [B, J, 3] of a running job
     start: np.ndarray  # float64 [B, J] of a running job
     expected_end: np.ndarray  # float64 [B, J] of a running job

@@ -161,8 +161,10 @@ def _find_demand(frame: Frame, env: int, into: Measures) -> None:
                 into.queue[node] += 1.0 / nodes
     for position in range(frame.running_count[env]):
         job = frame.running[env, position]
-        log_scale += into.best[frame.kind[env, job]]
-        count += 1
+        kind = frame.kind[env, job]
+        if kind >= 0:
+            log_scale += into.best[kind]
+            count += 1
         left = max(0.0, frame.expected_end[env, job] - frame.now[env])
         if left < np.inf:
             for resource in range(3):
