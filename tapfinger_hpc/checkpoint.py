@@ -24,6 +24,7 @@ from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.nets.compiled import CompiledNetwork
 from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.policies.compiled.price import Prices
+from tapfinger_hpc.sim.experience import Experience
 
 DESCRIPTION = "checkpoint.json"
 
@@ -77,6 +78,8 @@ class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: Annotated[str, Meta(pattern=r"^weights-[0-9a-f]{12}\.safetensors$")]
     """File name beside the description."""
     weights_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    experience: Experience | None = None
+    """What was learned of the types' times, where the policy knows no more of them ("types")."""
 
     @property
     def fingerprint(self) -> str:
@@ -90,6 +93,7 @@ def save(
     weights: Mapping[str, np.ndarray],
     training: Training,
     advice: tuple[float, ...] = (),
+    experience: Experience | None = None,
 ) -> CheckpointInfo:
     """Writes a checkpoint into the folder, in place of the one that may be there; whole or not at all."""
     content = save_arrays({name: np.ascontiguousarray(values) for name, values in weights.items()})
@@ -102,6 +106,7 @@ def save(
         advice=advice,
         weights=f"weights-{digest[:12]}.safetensors",
         weights_sha256=digest,
+        experience=experience,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -175,7 +175,7 @@ def test_the_second_simulator_refuses_what_is_not_so(line):
 
 
 def test_a_line_has_the_fields_that_were_agreed_on(line):
-    assert list(line) == ["scenario", "policy", "seed", "tasks", "placements", "completions", "mean_jct"]
+    assert list(line) == ["scenario", "policy", "seed", "tasks", "placements", "completions", "mean_jct", "knowledge"]
     assert list(line["tasks"][0]) == ["id", "arrival", "type", "reachable"]
     assert list(line["placements"][0]) == ["task", "slot", "agent", "cpu", "gpu"]
     assert list(line["completions"][0]) == ["task", "slot"]

@@ -73,7 +73,7 @@ class Decision:
     graphs: Graphs
     envs: np.ndarray
     steps: list[Step]
-    excess: np.ndarray  # float64 [env] seconds by which what was placed takes longer than it could at best
+    excess: np.ndarray  # float64 [env] seconds by which what was placed takes longer than was thought possible at best
     placed: np.ndarray  # int64 [env]
     encoded: int = 0
     """Environments whose state went through the encoder: those in which something could be placed."""
@@ -175,7 +175,9 @@ def _carry_out(
     advice: np.ndarray,
     stale: np.ndarray,
 ) -> None:
-    """Places what the rows of a "place" head chose; adds up what it costs, and notes where it is not as advised."""
+    """Places what the rows of a "place" head chose; adds up what it costs in truth, and notes where it departs from the
+    advice.
+    """
     for row in range(len(chosen)):
         position = made.env[row]
         env, job = envs[position], made.job[row]
@@ -185,7 +187,7 @@ def _carry_out(
             best = np.inf
             for other in range(frame.choices[env, kind]):
                 best = min(best, frame.seconds[env, kind, other])
-            excess[position] += frame.seconds[env, kind, choice] - best
+            excess[position] += truth.end[env, job] - frame.now[env] - best
             placed[position] += 1
             stale[position] = stale[position] or made.features[chosen[row], ADVISED_PLACE] == 0
         advice[env, job] = -1

@@ -12,6 +12,7 @@ from tapfinger_hpc import checkpoint
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.policies.decoding import Decoder, Network, Simulated, most_probable
 from tapfinger_hpc.sim.core import Truth
+from tapfinger_hpc.sim.experience import Experience
 
 
 class AgentsPlayer:
@@ -24,9 +25,15 @@ class AgentsPlayer:
         *,
         name: str = "tapfinger",
         knowledge: str = "oracle",
+        experience: Experience | None = None,
         single_task: bool = False,
     ) -> None:
-        """``prices``: constants of the price heuristic, whose advice the network hears."""
+        """
+        Args:
+            prices: constants of the price heuristic, whose advice the network hears.
+            experience: what it knows of times already, where its knowledge is "types".
+        """
+        self.experience = experience
         self.name, self.knowledge = name, knowledge
         self.passes = 0
         """Times that the network has encoded the state of one environment."""
@@ -34,15 +41,27 @@ class AgentsPlayer:
         self._decoder: tuple[Frame, Decoder] | None = None
 
     @classmethod
-    def load(cls, folder: Path, *, name: str = "tapfinger", single_task: bool = False) -> "AgentsPlayer":
+    def load(
+        cls, folder: Path, *, name: str = "tapfinger", single_task: bool = False, knowledge: str = ""
+    ) -> "AgentsPlayer":
         """The policy of a checkpoint.
+
+        Args:
+            knowledge: where not what it was trained with.
 
         Raises:
             CheckpointError: it cannot be used, and why.
         """
         network, info = checkpoint.load(folder)
         prices = np.array(info.advice) if info.advice else None
-        return cls(network, prices, name=name, knowledge=info.training.knowledge, single_task=single_task)
+        return cls(
+            network,
+            prices,
+            name=name,
+            knowledge=knowledge or info.training.knowledge,
+            experience=info.experience,
+            single_task=single_task,
+        )
 
     def play_slot(self, frame: Frame, truth: Truth, envs: np.ndarray) -> int:
         """All placements of the present slot; how many decisions that took."""

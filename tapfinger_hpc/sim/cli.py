@@ -17,6 +17,7 @@ from rich.table import Table
 
 from tapfinger_hpc import __version__
 from tapfinger_hpc.errors import CheckpointError, ConfigError, ScenarioError
+from tapfinger_hpc.sim.levels import LEVELS
 
 if TYPE_CHECKING:
     from tapfinger_hpc import evaluate as evaluation
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 SEEDS_OF_A_TASK = 25
 """Episodes that a worker plays at a time. Not a matter of the number of workers: results must not hang on it."""
 WIDTH = 140
-KNOWLEDGE = ("types", "curves", "oracle")
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -37,7 +37,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="One of each next seed.")
 @click.option("--dump", type=_FILE, help="File for one JSON line of each episode; without it only means are shown.")
 @click.option("--table", type=_FILE, help="Measurements of the authors' test-bed, for the scenarios that replay them.")
-@click.option("--knowledge", type=click.Choice(KNOWLEDGE), help="What the policy knows of a task's speed.")
+@click.option("--knowledge", type=click.Choice(LEVELS), help="What the policy knows of a task's speed.")
 @click.option("--checkpoint", type=_FOLDER, help="Folder of the weights, for a learned policy.")
 @click.option("--single-task", is_flag=True, help="A learned policy places one task per agent and look at the state.")
 def simulate(
@@ -88,7 +88,7 @@ def simulate(
 @click.option("--plots", type=_FOLDER, help="Folder for figures, as SVG and PNG.")
 @click.option("--curve", "curves", multiple=True, help="NAME=metrics.jsonl: a learning curve to draw; repeatable.")
 @click.option("--table", type=_FILE, help="Measurements of the authors' test-bed, for the scenarios that replay them.")
-@click.option("--knowledge", type=click.Choice(KNOWLEDGE), help="What the policies know of a task's speed.")
+@click.option("--knowledge", type=click.Choice(LEVELS), help="What the policies know of a task's speed.")
 @click.option("--checkpoint", "checkpoints", multiple=True, help="NAME=FOLDER: weights under a name; repeatable.")
 @click.option("--single-task", "singles", multiple=True, help="NAME=FOLDER: as --checkpoint, one task at a time.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that play.")

@@ -3,8 +3,10 @@
 It fills a ``Frame``, which policies read, and keeps what they may not know (true speeds and ends) in a ``Truth``.
 Functions take the two, and the number of an environment; none allocates. Slots follow the authors' program: within a
 slot any number of rounds of placements; then a slot passes, tasks end, new ones enter the windows ahead of queued ones.
+Where a ``Belief`` was loaded, times in the frame are believed ones; when a task really ends is the truth's alone.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
@@ -13,6 +15,7 @@ import numpy as np
 from tapfinger_hpc.errors import ScenarioError
 from tapfinger_hpc.frame import DONE, FUTURE, RUNNING, WAITING, Frame, allocate
 from tapfinger_hpc.sim import scenarios
+from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.scenarios import Workload
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -21,6 +24,11 @@ lean: Any = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False) 
 fifty arrays of a frame and its truth at every call took nine tenths of a step's time."""
 WAIT = -1
 """The place in the window that stands for taking no task."""
+OVERDUE = 0.5
+"""A task that has not ended when it was expected to is expected to go on for this share of what it has run, times the
+standard deviation of its logarithm: near the mean of what then remains of a log-normal time."""
+LEAST_OVERDUE = 0.02
+"""The least such share, for kinds that are thought to be known well."""
 threaded = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
 
@@ -38,6 +46,7 @@ class Truth(NamedTuple):
     since: np.ndarray  # float64 [B, J]
     switched: np.ndarray  # bool [B, J] amounts were changed at ``since``
     end: np.ndarray  # float64 [B, J] of running and finished jobs
+    told: np.ndarray  # bool [B] the times in the frame are the true ones
     window: np.ndarray  # int64 [B, P, W] numbers of the tasks in each agent's window; -1 where empty
     queue: np.ndarray  # int64 [B, P, J] tasks behind the window, in order; those placed elsewhere are still among them
     queue_first: np.ndarray  # int64 [B, P]
@@ -68,13 +77,14 @@ class Sizes(NamedTuple):
     jobs: int
 
     @classmethod
-    def of(cls, workload: Workload) -> "Sizes":
+    def of(cls, workload: Workload, belief: Belief | None = None) -> "Sizes":
         """What this workload needs."""
         scenario = workload.scenario
+        menus = belief.menus if belief else [kind.menu for kind in scenario.types]
         return cls(
             agents=scenario.agents,
             kinds=len(scenario.types),
-            menu=max(len(kind.menu) for kind in scenario.types),
+            menu=max(len(menu) for menu in menus),
             cpus=max(kind.rate.shape[0] for kind in scenario.types) - 1,
             gpus=max(kind.rate.shape[1] for kind in scenario.types) - 1,
             places=scenario.window,
@@ -82,16 +92,21 @@ class Sizes(NamedTuple):
         )
 
 
-def environments(workloads: list[Workload], room: Sizes | None = None) -> tuple[Frame, Truth]:
+def environments(
+    workloads: Sequence[Workload], room: Sizes | None = None, beliefs: Sequence[Belief | None] | None = None
+) -> tuple[Frame, Truth]:
     """Environments at the start of these workloads; they may be of different scenarios.
 
     Args:
         room: where greater ones are to be loaded later.
+        beliefs: what the frame says of the speed of each workload's tasks; None is the truth.
     """
-    needed = [Sizes.of(workload) for workload in workloads] + ([room] if room else [])
+    beliefs = beliefs or [None] * len(workloads)
+    needed = [Sizes.of(workload, belief) for workload, belief in zip(workloads, beliefs, strict=True)]
+    needed += [room] if room else []
     frame, truth = _empty(len(workloads), Sizes(*(max(sizes) for sizes in zip(*needed, strict=True))))
-    for env, workload in enumerate(workloads):
-        load(frame, truth, env, workload)
+    for env, (workload, belief) in enumerate(zip(workloads, beliefs, strict=True)):
+        load(frame, truth, env, workload, belief)
     return frame, truth
 
 
@@ -111,6 +126,7 @@ def _empty(batch: int, sizes: Sizes) -> tuple[Frame, Truth]:
         since=np.zeros((batch, jobs)),
         switched=np.zeros((batch, jobs), np.bool_),
         end=np.zeros((batch, jobs)),
+        told=np.ones(batch, np.bool_),
         window=np.full((batch, agents, sizes.places), -1, np.int64),
         queue=np.zeros((batch, agents, jobs), np.int64),
         queue_first=np.zeros((batch, agents), np.int64),
@@ -129,15 +145,18 @@ def _empty(batch: int, sizes: Sizes) -> tuple[Frame, Truth]:
     return frame, truth
 
 
-def load(frame: Frame, truth: Truth, env: int, workload: Workload) -> None:
+def load(frame: Frame, truth: Truth, env: int, workload: Workload, belief: Belief | None = None) -> None:
     """Sets one environment to the start of a workload, whatever it held before.
+
+    Args:
+        belief: what the frame says of the speed of its tasks; None is the truth.
 
     Raises:
         ScenarioError: the workload needs more room than the arrays have.
     """
     scenario, count = workload.scenario, len(workload.arrival)
     agents, kinds = scenario.agents, len(scenario.types)
-    _check_room(frame, truth, workload)
+    _check_room(frame, truth, workload, belief)
     _clear(frame, truth, env)
     frame.partitions[env] = frame.nodes[env] = agents
     frame.member[env, :agents, :agents] = np.eye(agents, dtype=np.bool_)
@@ -147,10 +166,11 @@ def load(frame: Frame, truth: Truth, env: int, workload: Workload) -> None:
     frame.kinds[env] = kinds
     truth.places[env] = scenario.window
     for number, kind in enumerate(scenario.types):
-        menu = kind.menu
+        menu, slots = (belief.menus[number], belief.slots[number]) if belief else (kind.menu, kind.slots)
         frame.choices[env, number] = len(menu)
         frame.menu[env, number, : len(menu), :2] = menu
-        frame.seconds[env, number, : len(menu)] = kind.slots[menu[:, 0], menu[:, 1]]
+        frame.seconds[env, number, : len(menu)] = slots[menu[:, 0], menu[:, 1]]
+        frame.log_std[env, number] = belief.log_std[number] if belief else 0.0
         cpus, gpus = kind.rate.shape
         truth.rate[env, number, :cpus, :gpus] = kind.rate
         truth.lasts[env, number, :cpus, :gpus] = kind.slots
@@ -159,6 +179,7 @@ def load(frame: Frame, truth: Truth, env: int, workload: Workload) -> None:
     frame.kind[env, :count] = workload.type
     frame.arrival[env, :count] = workload.arrival
     frame.reach[env, :count, :agents] = workload.reachable
+    truth.told[env] = belief is None
     truth.jobs[env] = count
     truth.arrivals[env] = scenario.arrivals
     truth.switch_weight[env] = scenario.switch_weight
@@ -166,7 +187,7 @@ def load(frame: Frame, truth: Truth, env: int, workload: Workload) -> None:
     restart(frame, truth, env)
 
 
-def _check_room(frame: Frame, truth: Truth, workload: Workload) -> None:
+def _check_room(frame: Frame, truth: Truth, workload: Workload, belief: Belief | None) -> None:
     room = Sizes(
         agents=frame.member.shape[1],
         kinds=truth.rate.shape[1],
@@ -176,7 +197,7 @@ def _check_room(frame: Frame, truth: Truth, workload: Workload) -> None:
         places=truth.window.shape[2],
         jobs=frame.kind.shape[1],
     )
-    for what, needed, there in zip(Sizes._fields, Sizes.of(workload), room, strict=True):
+    for what, needed, there in zip(Sizes._fields, Sizes.of(workload, belief), room, strict=True):
         if needed > there:
             raise ScenarioError(
                 f"loading a workload of scenario {workload.scenario.name!r}: it needs room for {needed} {what}, but "
@@ -330,7 +351,7 @@ def place(
     frame.running_count[env] += 1
     truth.since[env, job] = now
     truth.end[env, job] = now + lasts
-    frame.expected_end[env, job] = now + lasts
+    frame.expected_end[env, job] = _expected_end(frame, truth, env, job)
     return True
 
 
@@ -368,8 +389,46 @@ def reallocate(frame: Frame, truth: Truth, env: int, job: int, node: int, cpus: 
     lasts = _lasts(frame, truth, env, job, cpus, gpus, truth.progress[env, job], truth.switched[env, job])
     truth.end[env, job] = now + lasts
     truth.next_end[env] = min(truth.next_end[env], now + lasts)
-    frame.expected_end[env, job] = now + lasts
+    frame.expected_end[env, job] = _expected_end(frame, truth, env, job)
     return True
+
+
+@lean
+def _expected_end(frame: Frame, truth: Truth, env: int, job: int) -> float:
+    """When a task that was just started, or given other amounts, is expected to end.
+
+    By what is believed of its kind: the least time on the menu for amounts that it has. What it did on earlier amounts
+    is not known then, so it counts as begun anew. In slots a time is whole.
+    """
+    if truth.told[env]:
+        return truth.end[env, job]
+    kind = frame.kind[env, job]
+    lasts = np.inf
+    for choice in range(frame.choices[env, kind]):
+        enough = True
+        for resource in range(3):
+            enough = enough and frame.menu[env, kind, choice, resource] <= frame.amounts[env, job, resource]
+        if enough:
+            lasts = min(lasts, frame.seconds[env, kind, choice])
+    if frame.slot[env] > 0.0 and lasts < np.inf:
+        lasts = frame.slot[env] * max(1.0, np.rint(lasts / frame.slot[env]))
+    return frame.now[env] + lasts
+
+
+@lean
+def _put_off(frame: Frame, truth: Truth, env: int) -> None:
+    """Running tasks that were expected to have ended by now are expected to go on a little: no end is in the past."""
+    if truth.told[env]:
+        return
+    now = frame.now[env]
+    for position in range(frame.running_count[env]):
+        job = frame.running[env, position]
+        if frame.expected_end[env, job] <= now:
+            rest = max(LEAST_OVERDUE, OVERDUE * frame.log_std[env, frame.kind[env, job]])
+            rest *= now - frame.start[env, job]
+            if frame.slot[env] > 0.0:
+                rest = frame.slot[env] * np.ceil(rest / frame.slot[env])
+            frame.expected_end[env, job] = now + rest
 
 
 @lean
@@ -397,6 +456,7 @@ def advance(frame: Frame, truth: Truth, env: int) -> float:
             return 0.0
         frame.now[env] = max(before, following)
     _end(frame, truth, env)
+    _put_off(frame, truth, env)
     _arrive(frame, truth, env)
     _refill(frame, truth, env)
     return tasks * (frame.now[env] - before)

@@ -30,6 +30,7 @@ def record(episode: Episode, policy: str) -> dict[str, Any]:
         ],
         "completions": [{"task": task, "slot": slot} for task, slot in enumerate(episode.end.tolist())],
         "mean_jct": episode.mean_jct,
+        "knowledge": episode.knowledge,
     }
     if workload.scenario.name == "random":
         line["cluster"] = cluster(workload.scenario)

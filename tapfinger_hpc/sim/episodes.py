@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.sim import core
+from tapfinger_hpc.sim import core, experience
 from tapfinger_hpc.sim.core import Truth, compiled
 from tapfinger_hpc.sim.scenarios import Workload
 
@@ -21,14 +21,15 @@ class Player(Protocol):
 
     name: str
     knowledge: str
-    """What it knows of a task's speed: "types", "curves" or "oracle"; "" where it asks nothing."""
+    """What it knows of a task's speed, one of ``levels.LEVELS``; "" where it asks nothing. Frames that it is shown
+    say no more; a player of "types" may have an attribute ``experience`` with what it knows already."""
 
     def play_slot(self, frame: Frame, truth: Truth, envs: np.ndarray) -> int:
         """Makes all placements of the present slot in these environments, and returns how many decisions that took.
 
         Args:
             truth: for ``core.place`` and ``core.reallocate``; true speeds and progress may be read from it by policies
-                alone that say so (``knowledge`` "oracle"), and what is yet to come by none.
+                alone that are of ``knowledge`` "oracle" always, and what is yet to come by none.
             envs: int64, the environments that are not over.
         """
         ...
@@ -60,6 +61,7 @@ class Episode:
 
     workload: Workload
     policy: str
+    knowledge: str
     start: np.ndarray  # int64 [task] slot of the placement
     end: np.ndarray  # int64 [task] slot of the completion
     agent: np.ndarray  # int64 [task]
@@ -121,7 +123,8 @@ def place_all(frame: Frame, truth: Truth, env: int, rows: np.ndarray, count: int
 
 
 def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
-    frame, truth = core.environments(workloads)
+    told = experience.beliefs(workloads, player.knowledge, getattr(player, "experience", None))
+    frame, truth = core.environments(workloads, beliefs=told)
     count = len(workloads)
     used: list[list[np.ndarray]] = [[] for _ in range(count)]
     present: list[list[tuple[int, int]]] = [[] for _ in range(count)]
@@ -148,6 +151,7 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
         Episode(
             workload=workload,
             policy=player.name,
+            knowledge=player.knowledge,
             start=frame.start[env, : len(workload.arrival)].astype(np.int64),
             end=truth.end[env, : len(workload.arrival)].astype(np.int64),
             agent=frame.partition[env, : len(workload.arrival)].copy(),

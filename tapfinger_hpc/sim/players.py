@@ -8,6 +8,7 @@ import numpy as np
 
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.sim.episodes import CompiledPlayer, Player
+from tapfinger_hpc.sim.levels import ORACLE
 from tapfinger_hpc.sim.scenarios import Scenario
 
 
@@ -17,7 +18,8 @@ def make(name: str, *, seed: int = 0, **needs: Any) -> Player:
     Args:
         seed: for policies that draw at random.
         needs: what some policies need beyond that; the others ignore it. ``random`` takes ``scenario``, for the most
-            amounts that a task may be given (16 of each where it is not given).
+            amounts that a task may be given (16 of each where it is not given). Policies that ask for times take
+            ``knowledge``; not so the two of Optimus, which always know the truth.
 
     Raises:
         ConfigError: no policy has this name.
@@ -43,28 +45,28 @@ def _min(*, seed: int, **_: Any) -> Player:
     return CompiledPlayer("min", minimum.decide, np.array([seed]))
 
 
-def _fifo(**_: Any) -> Player:
+def _fifo(*, knowledge: str = ORACLE, **_: Any) -> Player:
     from tapfinger_hpc.policies.compiled import asking, fifo
 
-    return CompiledPlayer("fifo", fifo.decide, np.array([asking.EFFICIENCY]), knowledge="oracle")
+    return CompiledPlayer("fifo", fifo.decide, np.array([asking.EFFICIENCY]), knowledge=knowledge)
 
 
-def _easy(**_: Any) -> Player:
+def _easy(*, knowledge: str = ORACLE, **_: Any) -> Player:
     from tapfinger_hpc.policies.compiled import asking, easy
 
-    return CompiledPlayer("easy", easy.decide, np.array([asking.EFFICIENCY]), knowledge="oracle")
+    return CompiledPlayer("easy", easy.decide, np.array([asking.EFFICIENCY]), knowledge=knowledge)
 
 
-def _srtf(**_: Any) -> Player:
+def _srtf(*, knowledge: str = ORACLE, **_: Any) -> Player:
     from tapfinger_hpc.policies.compiled import srtf
 
-    return CompiledPlayer("srtf", srtf.decide, knowledge="oracle")
+    return CompiledPlayer("srtf", srtf.decide, knowledge=knowledge)
 
 
-def _tetris(**_: Any) -> Player:
+def _tetris(*, knowledge: str = ORACLE, **_: Any) -> Player:
     from tapfinger_hpc.policies.compiled import asking, tetris
 
-    return CompiledPlayer("tetris", tetris.decide, np.array([asking.EFFICIENCY]), knowledge="oracle")
+    return CompiledPlayer("tetris", tetris.decide, np.array([asking.EFFICIENCY]), knowledge=knowledge)
 
 
 def _tiresias(**_: Any) -> Player:
@@ -85,21 +87,21 @@ def _optimus_published(**_: Any) -> Player:
     return OptimusPlayer(published=True)
 
 
-def _price(*, scenario: Scenario | None = None, **_: Any) -> Player:
+def _price(*, scenario: Scenario | None = None, knowledge: str = ORACLE, **_: Any) -> Player:
     from tapfinger_hpc.policies.compiled import price, tuned
 
-    constants = tuned.prices(scenario.name if scenario is not None else "random")
-    return CompiledPlayer("price", price.decide, constants.array(), knowledge="oracle")
+    constants = tuned.prices(scenario.name if scenario is not None else "random", knowledge)
+    return CompiledPlayer("price", price.decide, constants.array(), knowledge=knowledge)
 
 
-def _tapfinger(*, checkpoint: Path | None = None, single_task: bool = False, **_: Any) -> Player:
+def _tapfinger(*, checkpoint: Path | None = None, single_task: bool = False, knowledge: str = "", **_: Any) -> Player:
     from tapfinger_hpc.policies.learned_player import AgentsPlayer
 
     if checkpoint is None:
         raise ConfigError(
             "policy 'tapfinger' needs a checkpoint here: train one with `tapfinger train --scenario NAME`"
         )
-    return AgentsPlayer.load(checkpoint, single_task=single_task)
+    return AgentsPlayer.load(checkpoint, single_task=single_task, knowledge=knowledge)
 
 
 _MAKERS: dict[str, Callable[..., Player]] = {

@@ -15,6 +15,8 @@ import numpy as np
 
 from tapfinger_hpc.errors import ScenarioError
 
+RANDOM = "random"
+"""Another cluster, load and set of speed curves for each seed."""
 WINDOW = 10
 """Places in an agent's window; further tasks queue behind it."""
 DONE = 1.0 - 1e-9
@@ -54,12 +56,21 @@ class TaskType:
 
     @cached_property
     def menu(self) -> np.ndarray:
-        """int64 [choice, 2] the amounts that no lesser amounts are as fast as (to 2 %), from the least upwards."""
-        kept: list[tuple[int, int]] = []
-        for cpus, gpus in sorted(np.argwhere(np.isfinite(self.slots)).tolist(), key=lambda pair: (sum(pair), pair)):
-            if not any(c <= cpus and g <= gpus and self.slots[c, g] <= 1.02 * self.slots[cpus, gpus] for c, g in kept):
-                kept.append((cpus, gpus))
-        return np.array(kept, dtype=np.int64).reshape(-1, 2)
+        """int64 [choice, 2] the amounts that are worth having."""
+        return worth_having(self.slots)
+
+
+def worth_having(slots: np.ndarray) -> np.ndarray:
+    """int64 [choice, 2] the amounts that no lesser amounts are as fast as (to 2 %), from the least upwards.
+
+    Args:
+        slots: [CPUs + 1, GPUs + 1] of a task on these amounts; infinite where it cannot run.
+    """
+    kept: list[tuple[int, int]] = []
+    for cpus, gpus in sorted(np.argwhere(np.isfinite(slots)).tolist(), key=lambda pair: (sum(pair), pair)):
+        if not any(c <= cpus and g <= gpus and slots[c, g] <= 1.02 * slots[cpus, gpus] for c, g in kept):
+            kept.append((cpus, gpus))
+    return np.array(kept, dtype=np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +167,8 @@ def random_scenario(source: np.random.Generator, *, tasks: int | None = None) ->
     kinds = tuple(_random_type(source, f"type{number}", capacities) for number in range(source.integers(1, 6)))
     load = source.uniform(0.4, 1.1)
     tasks = tasks or int(min(384, max(96, 64 * agents)))
-    trial = Scenario("random", capacities, 1.0, tasks, kinds)
-    return Scenario("random", capacities, load / trial.load, tasks, kinds)
+    trial = Scenario(RANDOM, capacities, 1.0, tasks, kinds)
+    return Scenario(RANDOM, capacities, load / trial.load, tasks, kinds)
 
 
 def workload(name: str, seed: int, *, table: Path | None = None, load: float | None = None) -> Workload:
@@ -167,7 +178,7 @@ def workload(name: str, seed: int, *, table: Path | None = None, load: float | N
         table: as for ``scenario``.
         load: scales the rate of arrivals so that the scenario's load is this.
     """
-    if name == "random":
+    if name == RANDOM:
         chosen = random_scenario(np.random.default_rng((seed, zlib.crc32(b"cluster"))))
     else:
         chosen = scenario(name, table)
@@ -253,4 +264,4 @@ _TESTBED: dict[str, tuple[tuple[tuple[int, int], ...], float, int, tuple[int, in
     **{f"trace-3-{tasks}": (((32, 16),) * 3, 1.5, tasks, (2, 1), 8) for tasks in (500, 1000, 2000, 4000)},
     **{f"trace-6-{tasks}": (((32, 16),) * 6, 3, tasks, (2, 1), 8) for tasks in (2000, 4000, 8000)},
 }
-NAMES = (*_SYNTHETIC, *_TESTBED, "random")
+NAMES = (*_SYNTHETIC, *_TESTBED, RANDOM)

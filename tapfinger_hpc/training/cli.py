@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.policies import registry
+from tapfinger_hpc.sim.levels import LEVELS, ORACLE
 
 if TYPE_CHECKING:
     from tapfinger_hpc.training import imitation
@@ -44,6 +45,9 @@ TEACHERS = tuple(name for name in registry.NAMES if name != "tapfinger")
     "--table", type=click.Path(dir_okay=False, path_type=Path), help="Test-bed measurements (testbed-3, trace-*)."
 )
 @click.option("--start", type=click.Path(file_okay=False, path_type=Path), help="Checkpoint to begin with.")
+@click.option(
+    "--knowledge", type=click.Choice(LEVELS), default=ORACLE, show_default=True, help="What it is told of tasks' speed."
+)
 @click.option("--from-scratch", is_flag=True, help="With --scenario: no imitation of the price heuristic before PPO.")
 def train(
     scenario: str,
@@ -58,6 +62,7 @@ def train(
     workers: int,
     table: Path | None,
     start: Path | None,
+    knowledge: str,
     from_scratch: bool,
 ) -> None:
     """Train the policy network.
@@ -69,7 +74,9 @@ def train(
     if not resume and (out / "checkpoint.json").exists():
         raise click.UsageError(f"{str(out)!r} already holds a checkpoint: give --resume, or another folder")
     if scenario:
-        _train_in_scenario(scenario, out, minutes, iterations, seed, resume, workers, table, start, from_scratch)
+        _train_in_scenario(
+            scenario, out, minutes, iterations, seed, resume, workers, table, start, knowledge, from_scratch
+        )
         return
     if imitate is None:
         raise click.UsageError("give --scenario NAME, or --imitate POLICY")
@@ -100,6 +107,7 @@ def _train_in_scenario(
     workers: int,
     table: Path | None,
     start: Path | None,
+    knowledge: str,
     from_scratch: bool,
 ) -> None:
     try:
@@ -109,7 +117,12 @@ def _train_in_scenario(
             f"training needs {error.name}, which is not installed: pip install 'tapfinger-hpc[train]'"
         ) from error
     config = course.CourseConfig(
-        scenario, minutes=minutes, iterations=iterations, seed=seed, teacher="" if from_scratch else "price"
+        scenario,
+        knowledge=knowledge,
+        minutes=minutes,
+        iterations=iterations,
+        seed=seed,
+        teacher="" if from_scratch else "price",
     )
     try:
         info = starting.run(config, out, workers=workers, table=table, start=start, resume=resume)

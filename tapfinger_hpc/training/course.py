@@ -24,12 +24,15 @@ from safetensors.torch import save as save_tensors
 
 from tapfinger_hpc import checkpoint
 from tapfinger_hpc.checkpoint import CheckpointInfo, Training, write_whole
-from tapfinger_hpc.errors import CheckpointError, TapfingerError
+from tapfinger_hpc.errors import CheckpointError, ConfigError, TapfingerError
 from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.nets.policy_network import Critic, PolicyNetwork
 from tapfinger_hpc.policies.compiled import price, tuned
-from tapfinger_hpc.sim import episodes, scenarios
+from tapfinger_hpc.sim import episodes, experience, scenarios
 from tapfinger_hpc.sim.episodes import CompiledPlayer
+from tapfinger_hpc.sim.experience import Experience
+from tapfinger_hpc.sim.knowledge import Belief
+from tapfinger_hpc.sim.levels import LEVELS, ORACLE, TYPES
 from tapfinger_hpc.sim.scenarios import Workload
 from tapfinger_hpc.training import following, ppo
 from tapfinger_hpc.training.ppo import PPOConfig
@@ -46,6 +49,8 @@ class CourseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a course goes; every default beside its reason."""
 
     scenario: str
+    knowledge: str = ORACLE
+    """What the policy is told of the tasks' times, one of ``levels.LEVELS``."""
     minutes: float = 20.0
     iterations: int = 0
     """Ends after so many iterations; 0 leaves it to the time. With iterations, the same seed gives the same weights."""
@@ -153,14 +158,20 @@ class _Course:
             )
         torch.manual_seed(config.seed)
         self.config, self.out, self.table, self.team = config, out, table, team
-        scenarios.workload(config.scenario, 0, table=table)  # an unknown name or a missing table is said at once
+        if config.knowledge not in LEVELS:
+            raise ConfigError(f"knowledge {config.knowledge!r} is not known; known: {', '.join(LEVELS)}")
+        # An unknown name or a missing table is said at once.
+        first = scenarios.workload(config.scenario, 0, table=table)
+        self.experience: Experience | None = None
+        if config.knowledge == TYPES and config.scenario != scenarios.RANDOM:
+            self.experience = experience.learn(first.scenario)
         self.network, self.averaged, self.critic = (
             PolicyNetwork(config.network),
             PolicyNetwork(config.network),
             Critic(config.network.hidden),
         )
         self.averaged.load_state_dict(self.network.state_dict())
-        self.prices = tuned.prices(config.scenario).array()
+        self.prices = tuned.prices(config.scenario, config.knowledge).array()
         self.learner = ppo.Learner(self.network, self.critic, config.ppo, team)
         self.counters = _Counters(config, team.size, seed=FIRST_SEED + config.seed * SEEDS_OF_A_RUN)
         self.source = np.random.default_rng((config.seed, team.rank))
@@ -203,7 +214,9 @@ class _Course:
         _set_rate(optimizer, config.imitation_rate * max(0.1, 1 - done))
         workloads = self._workloads(config.ppo.workloads * config.ppo.siblings)
         own_share = config.own_share if self.counters.iteration else 0.0
-        taught = following.lessons(self.network, price.decide, self.prices, workloads, own_share, self.source)
+        taught = following.lessons(
+            self.network, price.decide, self.prices, workloads, own_share, self.source, self._told(workloads)
+        )
         losses = [
             following.learn(
                 self.network,
@@ -223,10 +236,11 @@ class _Course:
         _set_rate(self.learner.actor_optimizer, config.learning_rate * max(0.05, 1 - done))
         workloads = [each for each in self._workloads(config.workloads) for _ in range(config.siblings)]
         prices = self.prices if self.counters.heeds else None
-        collected = ppo.collect(self.network, workloads, config, self.source, prices)
+        collected = ppo.collect(self.network, workloads, config, self.source, prices, self._told(workloads))
         told = self.learner.learn(collected, self.source)
         # On the same workloads, for a single collection's mean says more of its arrivals than of the policy.
-        heuristic = episodes.play(workloads[:: config.siblings], CompiledPlayer("price", price.decide, self.prices))
+        teacher = CompiledPlayer("price", price.decide, self.prices, self.config.knowledge)
+        heuristic = episodes.play(workloads[:: config.siblings], teacher)
         over = collected.mean_jct / np.repeat([episode.mean_jct for episode in heuristic], config.siblings)
         return {
             "mean_jct": self.team.mean(float(collected.mean_jct.mean())),
@@ -241,6 +255,9 @@ class _Course:
         self.counters.episodes += count
         mine = range(first + self.team.rank, first + count, self.team.size)
         return [scenarios.workload(self.config.scenario, seed, table=self.table) for seed in mine]
+
+    def _told(self, workloads: list[Workload]) -> list[Belief | None]:
+        return experience.beliefs(workloads, self.config.knowledge, self.experience)
 
     def _average(self) -> None:
         # Early weights must not linger: over the first iterations it is a plain mean.
@@ -300,7 +317,7 @@ class _Course:
             raise CheckpointError(f"{str(self._state_file())!r} cannot be written: {error.strerror}") from error
         training = Training(
             scenario=self.config.scenario,
-            knowledge="oracle",
+            knowledge=self.config.knowledge,
             teacher=self.config.teacher,
             seed=self.config.seed,
             iterations=counters.iteration,
@@ -314,7 +331,7 @@ class _Course:
         )
         if self.team.leads:
             advice = tuple(self.prices.tolist()) if counters.heeds else ()
-            checkpoint.save(self.out, self.config.network, self.averaged.weights(), training, advice)
+            checkpoint.save(self.out, self.config.network, self.averaged.weights(), training, advice, self.experience)
         self.team.wait()
         return checkpoint.describe(self.out)
 

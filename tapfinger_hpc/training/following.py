@@ -12,6 +12,7 @@ from tapfinger_hpc.policies.decoding import WAIT, Decision, Decoder, Draw, Simul
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import compiled
 from tapfinger_hpc.sim.episodes import pass_slot
+from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.scenarios import Workload
 from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen
 from tapfinger_hpc.training.team import Team
@@ -96,11 +97,12 @@ def lessons(
     workloads: Sequence[Workload],
     own_share: float,
     source: np.random.Generator,
+    beliefs: Sequence[Belief | None] | None = None,
 ) -> list[Decision]:
     """Plays one episode of each workload, in each slot either as the teacher says, which is kept, or as the network
-    draws: so it meets states to which its own decisions lead.
+    draws: so it meets states to which its own decisions lead. Both are told the times that ``beliefs`` say.
     """
-    frame, truth = core.environments(list(workloads))
+    frame, truth = core.environments(workloads, beliefs=beliefs)
     world, draw = Simulated(frame, truth), Draw(source)
     own_decoder, teacher_decoder = Decoder(network.compiled(), frame), Decoder(None, frame)
     kept: list[Decision] = []

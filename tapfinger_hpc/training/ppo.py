@@ -19,6 +19,7 @@ from tapfinger_hpc.nets.policy_network import Critic, GraphTensors, PolicyNetwor
 from tapfinger_hpc.policies.decoding import Decision, Decoder, Draw, Simulated
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.episodes import pass_slot
+from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.scenarios import Workload
 from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen
 from tapfinger_hpc.training.team import Team
@@ -65,9 +66,15 @@ def collect(
     config: PPOConfig,
     source: np.random.Generator,
     prices: np.ndarray | None = None,
+    beliefs: Sequence[Belief | None] | None = None,
 ) -> Collected:
-    """Plays one episode of each workload with drawn actions, and keeps everything."""
-    frame, truth = core.environments(list(workloads))
+    """Plays one episode of each workload with drawn actions, and keeps everything.
+
+    Args:
+        prices: constants of the price heuristic whose advice the network hears.
+        beliefs: what the network is told of the tasks' times; it is paid for the true ones.
+    """
+    frame, truth = core.environments(workloads, beliefs=beliefs)
     world, decoder, draw = Simulated(frame, truth), Decoder(network.compiled(), frame, prices), Draw(source)
     best = np.array([np.mean([kind.slots.min() for kind in each.scenario.types]) for each in workloads])
     usual = best * [each.scenario.arrivals for each in workloads]
