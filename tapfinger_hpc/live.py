@@ -13,7 +13,7 @@ import numpy as np
 
 from tapfinger_hpc import fit
 from tapfinger_hpc.decision import Alternative, Decision, Placement
-from tapfinger_hpc.frame import RUNNING, WAITING, Frame, allocate
+from tapfinger_hpc.frame import RUNNING, WAITING, allocate
 from tapfinger_hpc.policies import choices
 from tapfinger_hpc.policies.board import Board
 from tapfinger_hpc.policies.outlook import remaining_s, row_of
@@ -41,8 +41,9 @@ class Kind:
     usable: np.ndarray  # bool [node]
 
     def choice(self, taken: Sequence[int] | np.ndarray) -> int:
-        """The number on the menu of these amounts."""
-        return int(np.flatnonzero((self.taken == taken).all(axis=1))[0])
+        """The number on the menu of these amounts; -1 where they are not on it."""
+        found = np.flatnonzero((self.taken == taken).all(axis=1))
+        return int(found[0]) if len(found) else -1
 
     @property
     def content(self) -> tuple:
@@ -77,7 +78,7 @@ class View:
         self._places: dict[tuple, tuple[int, np.ndarray] | None] = {}
         self._numbers: dict[tuple, int] = {}
         self._could: dict[tuple, np.ndarray] = {}
-        self.frame = self._fill()
+        self._fill()
 
     # What a policy needs.
 
@@ -90,8 +91,15 @@ class View:
         """The guard's last reason against a placement of this job; None where there was none."""
         return self._refused.get(job)
 
+    def stands(self, row: np.ndarray) -> bool:
+        """Whether this placement (job, partition, node, CPUs, GPUs, MiB) is still open to the job, as far as refusals
+        have come.
+        """
+        kind = self.kinds[self.frame.kind[ENV, row[0]]]
+        return bool(kind.usable[row[2]]) and kind.choice(row[3:6]) >= 0
+
     def given(self, row: np.ndarray) -> Resources:
-        """What the job of this row (job, partition, node, CPUs, GPUs, MiB) is given."""
+        """What the job of this row is given."""
         kind = self.kinds[self.frame.kind[ENV, row[0]]]
         return choices.resources(kind.given[kind.choice(row[3:6])])
 
@@ -110,6 +118,8 @@ class View:
         What is refused is barred from then on, for this job and for all others of which the same must be said.
         """
         job, column = int(row[0]), int(row[2])
+        if not self.stands(row):
+            return self._refused.get(job, "it was refused before")
         pending, node, amounts = self.jobs[job], self.state.nodes[column], self.given(row)
         if not self._board.fits(node, amounts):
             why: str | None = f"{amounts} is not free on {node.name}"
@@ -150,7 +160,7 @@ class View:
 
     # The frame.
 
-    def _fill(self) -> Frame:
+    def _fill(self) -> None:
         state = self.state
         reaches = []
         jobs: list[PendingJob] = []
@@ -187,8 +197,10 @@ class View:
         frame.capacity[ENV] = self._capacity
         frame.free[ENV] = np.array([row_of(node.free) for node in state.nodes], np.int64).reshape(-1, 3)
         frame.available[ENV] = [node.available for node in state.nodes]
+        self.frame = frame
+        self._least = np.zeros((frame.menu.shape[1], 3), np.int64)
         for number in range(len(self.kinds)):
-            _write_kind(frame, number, self.kinds[number])
+            self._write_kind(number)
         frame.kinds[ENV] = len(self.kinds)
         count = len(jobs)
         frame.kind[ENV, :count] = kinds
@@ -198,7 +210,8 @@ class View:
             frame.reach[ENV, :count] = frame.seen[ENV, :count] = reaches
         frame.waiting[ENV, :count] = np.arange(count)
         frame.waiting_count[ENV] = count
-        self.frame = frame
+        self._limits = np.array([math.inf if job.time_limit_s is None else job.time_limit_s for job in jobs])
+        self._priorities = np.array([job.priority for job in jobs])
         partitions = {partition.name: position for position, partition in enumerate(state.partitions)}
         for number, ((running, node, amounts), kind) in enumerate(zip(held, of_running, strict=True), start=count):
             frame.kind[ENV, number] = kind
@@ -206,7 +219,6 @@ class View:
             taken = row_of(fit.granted(state.nodes[node], amounts))
             started = min(0.0, running.start_time_s - state.time_s)
             self._run(number, partitions.get(running.partition, -1), node, taken, started, remaining_s(state, running))
-        return frame
 
     def _run(self, job: int, partition: int, node: int, taken: Sequence[int], start: float, rest: float) -> None:
         frame = self.frame
@@ -298,46 +310,37 @@ class View:
         least = choices.resources(kind.given.min(axis=0))
         even_least = self._board.delays(self.jobs[job], node, least) is not None
         refused = least if even_least else amounts
-        barred = [other for other in self._waiting() if self._no_better(other, job, refused)]
+        waiting = frame.waiting[ENV, : frame.waiting_count[ENV]]
+        # Whoever holds as much for as long, and is not served earlier by Slurm, delays as much.
+        no_better = (self._least[frame.kind[ENV, waiting]] >= row_of(refused)).all(axis=1)
+        no_better &= (self._limits[waiting] >= self._limits[job]) & (self._priorities[waiting] <= self._priorities[job])
         if not even_least:
             as_much = (kind.given >= row_of(amounts)).all(axis=1)
             elsewhere = frame.seen[ENV, job] @ self._member & kind.usable
             elsewhere[column] = False
             if elsewhere.any() or as_much.all():
-                barred.append(job)
+                no_better |= waiting == job
             else:
-                self._split(
-                    [job],
-                    replace(
-                        kind, given=kind.given[~as_much], taken=kind.taken[~as_much], seconds=kind.seconds[~as_much]
-                    ),
+                less = replace(
+                    kind, given=kind.given[~as_much], taken=kind.taken[~as_much], seconds=kind.seconds[~as_much]
                 )
+                self._split(np.array([job]), less)
                 self._refused[job] = why
-        for number in sorted({int(frame.kind[ENV, other]) for other in barred}):
-            alike = [other for other in barred if frame.kind[ENV, other] == number]
+        barred = waiting[no_better]
+        for number in np.unique(frame.kind[ENV, barred]).tolist():
             usable = self.kinds[number].usable.copy()
             usable[column] = False
-            self._split(alike, replace(self.kinds[number], usable=usable))
-        for other in barred:
-            self._refused[other] = why
+            self._split(barred[frame.kind[ENV, barred] == number], replace(self.kinds[number], usable=usable))
+        self._refused.update(dict.fromkeys(barred.tolist(), why))
 
-    def _no_better(self, other: int, job: int, refused: Resources) -> bool:
-        """Whether all that the other may be given holds as much for as long, and Slurm would not serve it earlier."""
-        least = choices.resources(self.kinds[self.frame.kind[ENV, other]].given.min(axis=0))
-        return (
-            least.covers(refused)
-            and _limit_s(self.jobs[other]) >= _limit_s(self.jobs[job])
-            and self.jobs[other].priority <= self.jobs[job].priority
-        )
-
-    def _split(self, jobs: list[int], kind: Kind) -> None:
+    def _split(self, jobs: np.ndarray, kind: Kind) -> None:
         """Makes these jobs, all of one kind, of another kind: that one itself where no others are left of it.
 
         Where there is no room for more kinds, all of the old one share the fate of these jobs.
         """
         frame = self.frame
         number = int(frame.kind[ENV, jobs[0]])
-        of_kind = sum(int(frame.kind[ENV, other]) == number for other in self._waiting())
+        of_kind = (frame.kind[ENV, frame.waiting[ENV, : frame.waiting_count[ENV]]] == number).sum()
         if of_kind > len(jobs) and len(self.kinds) < frame.menu.shape[1]:
             number = len(self.kinds)
             self.kinds.append(kind)
@@ -345,20 +348,18 @@ class View:
             frame.kind[ENV, jobs] = number
         else:
             self.kinds[number] = kind
-        _write_kind(frame, number, kind)
+        self._write_kind(number)
 
-    def _waiting(self) -> list[int]:
-        return [int(job) for job in self.frame.waiting[ENV, : self.frame.waiting_count[ENV]]]
-
-
-def _write_kind(frame: Frame, number: int, kind: Kind) -> None:
-    count = len(kind.seconds)
-    frame.choices[ENV, number] = count
-    frame.menu[ENV, number, :count] = kind.taken
-    frame.seconds[ENV, number] = np.inf
-    frame.seconds[ENV, number, :count] = kind.seconds
-    frame.log_std[ENV, number] = kind.log_std
-    frame.usable[ENV, number] = kind.usable
+    def _write_kind(self, number: int) -> None:
+        frame, kind = self.frame, self.kinds[number]
+        count = len(kind.seconds)
+        frame.choices[ENV, number] = count
+        frame.menu[ENV, number, :count] = kind.taken
+        frame.seconds[ENV, number] = np.inf
+        frame.seconds[ENV, number, :count] = kind.seconds
+        frame.log_std[ENV, number] = kind.log_std
+        frame.usable[ENV, number] = kind.usable
+        self._least[number] = kind.given.min(axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,7 +385,3 @@ def _menu(table: choices.Choices, step: int) -> _Menu:
         gain *= 1.5
         kept = choices.worth_having(taken, seconds, gain)
     return _Menu(given[kept], taken[kept], seconds[kept])
-
-
-def _limit_s(job: PendingJob) -> float:
-    return math.inf if job.time_limit_s is None else job.time_limit_s

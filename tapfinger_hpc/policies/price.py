@@ -38,10 +38,12 @@ class PricePolicy:
         return view.decisions()
 
     def _carry_out(self, view: View, placed: int, layout: Layout) -> bool:
-        """False as soon as the guard refuses a placement: the rest of the plan did not know that."""
+        """Whether the guard refused nothing; if it did, what is left is to be decided anew."""
+        refused = False
         for row in range(placed):
-            if view.refusal(layout.rows[row]) is not None:
-                return False
+            if view.exhausted or view.refusal(layout.rows[row]) is not None:
+                refused = True
+                continue
             others = int(view.frame.waiting_count[ENV]) - 1
             company = f"with {others} other jobs waiting" if others else "with no other job waiting"
             reason = f"expected to take {_span(layout.lasts[row])} so; {company} this costs least of what is free"
@@ -51,14 +53,16 @@ class PricePolicy:
                 runners_up.append(Alternative(None, -later))
             runners_up.sort(key=lambda alternative: -alternative.score)
             view.place(layout.rows[row], reason, -float(layout.cost[row]), runners_up[:RUNNERS_UP])
-        return True
+        return not refused
 
     def _leave(self, view: View, layout: Layout) -> None:
         row_of = {int(job): row for row, job in enumerate(layout.rows[:, 0])}
         for job in view.frame.waiting[ENV, : view.frame.waiting_count[ENV]].tolist():
             row = row_of.get(job)
             reason = view.why_refused(job) or "no room on any node that it may use"
-            if row is None or not 0.0 < layout.start[row] < math.inf:
+            if view.exhausted and view.why_refused(job) is None:
+                reason = f"{view.refusals} placements were refused for the sake of jobs of others; no more were tried"
+            if row is None or not 0.0 < layout.start[row] < math.inf or not view.stands(layout.rows[row]):
                 view.wait(job, reason)
                 continue
             where = view.placement(layout.rows[row])
@@ -74,7 +78,7 @@ class PricePolicy:
         """The cheapest other nodes and amounts of those that are free now."""
         found = []
         for other, cost in zip(layout.others[row], layout.other_cost[row], strict=True):
-            if math.isfinite(cost) and not np.array_equal(other, layout.rows[row]):
+            if math.isfinite(cost) and not np.array_equal(other, layout.rows[row]) and view.stands(other):
                 found.append(Alternative(view.placement(other), -float(cost)))
         return found[:RUNNERS_UP]
 
