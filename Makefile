@@ -49,11 +49,11 @@ slow: $(COMPILED)  ## training runs and the like
 	$(BIN)/pytest -q -n $(JOBS) -m 'slow and not slurm'
 
 # Killed daemons and a shared machine now and then miss a moment: a failed test is run once more, and shown as rerun.
-live: $(STAMP)  ## tests on a real slurmctld (skipped where Slurm cannot be installed)
+live: $(COMPILED)  ## tests on a real slurmctld (skipped where Slurm cannot be installed)
 	@$(BIN)/tapfinger sandbox install || echo "Slurm cannot be installed here: the tests that need it are skipped"
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --reruns 1 -rfEsR -m slurm
 
-bench: $(STAMP)  ## the figures of docs/benchmarks.md, some ten minutes
+bench: $(COMPILED)  ## the figures of docs/benchmarks.md, some ten minutes
 	$(BIN)/tapfinger bench live --json bench.json
 
 clean:  ## remove the virtual environment and caches

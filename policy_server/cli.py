@@ -1,6 +1,7 @@
 """The command ``tapfinger serve``: configuration in, a listening server out."""
 
 import logging
+import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import click
 from msgspec.structs import replace
 
-from policy_server import listen, openapi
+from policy_server import compiled, listen, openapi
 from tapfinger_hpc import config as configuration
 from tapfinger_hpc.config import ServerConfig
 from tapfinger_hpc.errors import ConfigError
@@ -42,15 +43,17 @@ def _serve(config: ServerConfig) -> None:
     if config.socket:
         listen.refuse_live_server(Path(config.socket))
 
-    # Imported here: flask, and behind the policy numpy and torch, take their time.
-    from policy_server.app import create_app
-    from policy_server.example import EXAMPLE_STATE
-    from policy_server.loading import load_placer
-    from policy_server.serving import Serving
-
-    placer = load_placer(config)
-    placer.warm_up(EXAMPLE_STATE)
     with ExitStack() as open_sockets:
+        compiled.settle(os.environ, Path(config.compiled), open_sockets)
+
+        # Imported here: flask, and behind the policy numpy and numba, take their time.
+        from policy_server.app import create_app
+        from policy_server.example import EXAMPLE_STATE
+        from policy_server.loading import load_placer
+        from policy_server.serving import Serving
+
+        placer = load_placer(config)
+        placer.warm_up(EXAMPLE_STATE)
         apps = []
         addresses = []
         if config.socket:
