@@ -7,7 +7,7 @@ placement delays of ``reserve``. Times are seconds from the state's own; amounts
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from tapfinger_hpc.frame import RUNNING, WAITING, allocate
 from tapfinger_hpc.policies import choices
 from tapfinger_hpc.policies.board import Board
 from tapfinger_hpc.policies.outlook import remaining_s, row_of
-from tapfinger_hpc.state import ClusterState, Partition, PendingJob, Resources, RunningJob
+from tapfinger_hpc.state import ClusterState, PendingJob, Resources, RunningJob
 
 ENV = 0
 """The one environment of the frame."""
@@ -40,10 +40,10 @@ class Kind:
     log_std: float
     usable: np.ndarray  # bool [node]
 
-    def choice(self, taken: Sequence[int] | np.ndarray) -> int:
-        """The number on the menu of these amounts; -1 where they are not on it."""
-        found = np.flatnonzero((self.taken == taken).all(axis=1))
-        return int(found[0]) if len(found) else -1
+    @cached_property
+    def choices(self) -> dict[tuple[int, ...], int]:
+        """Amounts, as they are taken from a node, and their number on the menu."""
+        return {tuple(taken): number for number, taken in enumerate(self.taken.tolist())}
 
     @property
     def content(self) -> tuple:
@@ -75,9 +75,14 @@ class View:
             row[[self._column[name] for name in partition.nodes]] = True
         self._capacity = np.array([row_of(node.capacity) for node in state.nodes], np.int64).reshape(-1, 3)
         self._steps = np.array([node.cpu_step for node in state.nodes], np.int64)
+        # What was worked out for one job holds for others like it.
         self._places: dict[tuple, tuple[int, np.ndarray] | None] = {}
+        self._holds: dict[tuple, np.ndarray] = {}
         self._numbers: dict[tuple, int] = {}
-        self._could: dict[tuple, np.ndarray] = {}
+        self._alike: dict[tuple, int] = {}
+        self._could: dict[tuple, tuple[int, np.ndarray]] = {}
+        self._opened: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self._largest: dict[bytes, tuple[int, Resources]] = {}
         self._fill()
 
     # What a policy needs.
@@ -96,12 +101,12 @@ class View:
         have come.
         """
         kind = self.kinds[self.frame.kind[ENV, row[0]]]
-        return bool(kind.usable[row[2]]) and kind.choice(row[3:6]) >= 0
+        return bool(kind.usable[row[2]]) and tuple(row[3:6].tolist()) in kind.choices
 
     def given(self, row: np.ndarray) -> Resources:
         """What the job of this row is given."""
         kind = self.kinds[self.frame.kind[ENV, row[0]]]
-        return choices.resources(kind.given[kind.choice(row[3:6])])
+        return choices.resources(kind.given[kind.choices[tuple(row[3:6].tolist())]])
 
     def placement(self, row: np.ndarray) -> Placement:
         """The row as Slurm is told."""
@@ -110,7 +115,7 @@ class View:
     def seconds(self, row: np.ndarray) -> float:
         """How long the job is expected to take so."""
         kind = self.kinds[self.frame.kind[ENV, row[0]]]
-        return float(kind.seconds[kind.choice(row[3:6])])
+        return float(kind.seconds[kind.choices[tuple(row[3:6].tolist())]])
 
     def refusal(self, row: np.ndarray) -> str | None:
         """Why the guard refuses this placement on what is left, None where it does not.
@@ -246,38 +251,64 @@ class View:
         return self._places[content]
 
     def _find_place(self, job: PendingJob) -> tuple[int, np.ndarray] | None:
-        could = self._could_run(job)
-        open_ = np.array([self._open(job, partition) for partition in self.state.partitions], np.bool_)
-        reached = could & self._member[open_].any(axis=0)
+        open_, nodes = self._open(job)
+        able, could = self._could_run(job)
+        reached = could & nodes
         if not reached.any():
             return None
-        step = int(self._steps[reached].max())
-        usable = could & (step % self._steps == 0)
-        menu = _menu(choices.of(self.state, job, choices.resources(self._capacity[reached].max(axis=0))), step)
-        holds = (menu.taken[:, None, :] <= self._capacity).all(axis=2) & usable  # [choice, node]
+        step, capacity = self._greatest(reached)
+        table = choices.of(self.state, job, capacity)
+        if (table, step, able) not in self._holds:
+            usable = could & (step % self._steps == 0)
+            menu = _menu(table, step)
+            self._holds[table, step, able] = (menu.taken[:, None, :] <= self._capacity).all(axis=2) & usable
+        holds = self._holds[table, step, able]
         kept = (holds & reached).any(axis=1)
         if not kept.any():
             return None
+        key = (table, step, able, kept.tobytes())
+        if key not in self._numbers:
+            self._numbers[key] = self._add_kind(job, _menu(table, step), kept, could & (step % self._steps == 0))
+        reach = open_ & (self._member & holds[kept].any(axis=0)).any(axis=1)
+        return self._numbers[key], reach
+
+    def _add_kind(self, job: PendingJob, menu: "_Menu", kept: np.ndarray, usable: np.ndarray) -> int:
+        """The number of the kind with this menu: a new one, or one that is just alike."""
         log_std = choices.speed_of(self.state, job).log_std_at(choices.resources(menu.given[kept][0]))
         kind = Kind(menu.given[kept], menu.taken[kept], menu.seconds[kept], log_std, usable)
-        reach = open_ & (self._member & holds[kept].any(axis=0)).any(axis=1)
-        number = self._numbers.setdefault(kind.content, len(self.kinds))
+        number = self._alike.setdefault(kind.content, len(self.kinds))
         if number == len(self.kinds):
             self.kinds.append(kind)
-        return number, reach
+        return number
 
-    def _could_run(self, job: PendingJob) -> np.ndarray:
-        """bool [node] that could run the least of the job if they were empty."""
+    def _could_run(self, job: PendingJob) -> tuple[int, np.ndarray]:
+        """bool [node] that could run the least of the job if they were empty; with a number for what decides that."""
         least = fit.smallest(job)
         key = (job.gpu_type, least)
         if key not in self._could:
-            self._could[key] = np.array(
-                [least is not None and fit.could_fit_node(job, node, least) for node in self.state.nodes], np.bool_
-            )
+            nodes = [least is not None and fit.could_fit_node(job, node, least) for node in self.state.nodes]
+            self._could[key] = (len(self._could), np.array(nodes, np.bool_))
         return self._could[key]
 
-    def _open(self, job: PendingJob, partition: Partition) -> bool:
-        return partition.name in job.partitions and fit.open_to(job, partition)
+    def _open(self, job: PendingJob) -> tuple[np.ndarray, np.ndarray]:
+        """bool [partition] that the job may enter, and bool [node] of these."""
+        key = (job.partitions, job.time_limit_s)
+        if key not in self._opened:
+            open_ = np.array(
+                [part.name in job.partitions and fit.open_to(job, part) for part in self.state.partitions], np.bool_
+            )
+            self._opened[key] = (open_, np.asarray(self._member[open_].any(axis=0)))
+        return self._opened[key]
+
+    def _greatest(self, nodes: np.ndarray) -> tuple[int, Resources]:
+        """The coarsest step of these nodes, and the most of each resource that one of them has."""
+        key = nodes.tobytes()
+        if key not in self._largest:
+            self._largest[key] = (
+                int(self._steps[nodes].max()),
+                choices.resources(self._capacity[nodes].max(axis=0)),
+            )
+        return self._largest[key]
 
     def _kind_of_running(self, running: RunningJob, usual: dict[str, int]) -> int:
         """That of waiting jobs of its class, or of any job of its class: where some run, more will come."""

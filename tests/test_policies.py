@@ -7,12 +7,11 @@ from cluster_states import NODE, fixed, foreign, job, node, running, speed, stat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapfinger_hpc import fit
 from tapfinger_hpc.decision import guard_all
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.policies import choices, registry
 from tapfinger_hpc.policies.compiled.price import Prices
-from tapfinger_hpc.policies.outlook import Outlook, remaining_s
+from tapfinger_hpc.policies.outlook import remaining_s
 from tapfinger_hpc.policies.price import PricePolicy
 from tapfinger_hpc.speed import JobClass, SpeedModel, prior
 from tapfinger_hpc.state import ClusterState, Partition, Resources
@@ -311,21 +310,3 @@ def test_a_running_job_is_expected_to_end_and_not_after_its_limit(seconds, log_s
     assert 0 <= rest_s <= max(0, 15_000 - elapsed_s)
     if elapsed_s == 0:
         assert rest_s == pytest.approx(min(seconds, 15_000))
-
-
-@settings(max_examples=40, deadline=None)
-@given(states())
-def test_the_outlook_promises_no_more_than_a_node_has(seen):
-    outlook = Outlook(seen)
-    for column, each in enumerate(seen.nodes):
-        beyond = each.capacity + Resources(1, 0, 0)
-        taken = choices.np.array([[list(row)] * len(seen.nodes) for row in [(beyond.cpus, beyond.gpus, beyond.mem_mb)]])
-        moments = outlook.soonest(taken.transpose(2, 0, 1), choices.np.ones((1, len(seen.nodes)), dtype=bool))
-        assert math.isinf(moments[0, column])
-        fits_now = fit.granted(each, each.free) == each.free
-        if fits_now:
-            assert outlook.soonest(
-                choices.np.array([[[each.free.cpus] * len(seen.nodes)], [[each.free.gpus] * len(seen.nodes)],
-                                  [[each.free.mem_mb] * len(seen.nodes)]]),
-                choices.np.ones((1, len(seen.nodes)), dtype=bool),
-            )[0, column] == 0.0  # fmt: skip

@@ -202,6 +202,33 @@ def test_a_node_that_is_down_takes_nothing():
     assert decided(frame) == {0: (1, (1, 8, 0))}
 
 
+def test_a_job_that_has_waited_beyond_patience_comes_before_the_job_that_would_be_done_first():
+    frame = cluster([NODE], [on_gpus(g8=50.0), on_gpus(g8=5.0)], [(0, [0], 1000.0), (1, [0], 0.0)])
+    for patience, first in ((np.inf, 1), (9.0, 0)):
+        placed, layout = price.lay_out(frame, 0, PLAIN.array(), patience, 0)
+        assert layout.rows[:placed, 0].tolist() == [first]
+
+
+def test_what_a_starving_job_waits_for_is_kept_whole_whoever_else_keeps_something():
+    frame = cluster(
+        [NODE], [on_gpus(g8=50.0), on_gpus(g2=500.0)], [(0, [0], 1000.0), (1, [0], 0.0)], [(0, (1, 4, 0), 9.0)]
+    )
+    heedless = PLAIN._replace(keepers=0.0, backlog=0.0)
+    for patience, starts in ((np.inf, [1]), (9.0, [])):
+        placed, layout = price.lay_out(frame, 0, heedless.array(), patience, 0)
+        assert layout.rows[:placed, 0].tolist() == starts
+
+
+def test_the_plan_says_when_a_job_that_waits_will_start_and_what_it_might_have_now():
+    frame = cluster([NODE], [on_gpus(g2=100.0, g8=30.0)], [(0, [0], 0)], [(0, (1, 4, 0), 5.0)])
+    placed, layout = price.lay_out(frame, 0, PLAIN.array(), np.inf, 3)
+    assert placed == 0
+    assert layout.rows[0].tolist() == [0, 0, 0, 1, 8, 0]
+    assert (layout.start[0], layout.lasts[0]) == (5.0, 30.0)
+    assert layout.others[0, 0].tolist() == [0, 0, 0, 1, 2, 0]
+    assert layout.cost[0] == layout.waiting[0] < layout.other_cost[0, 0] < layout.other_cost[0, 1] == np.inf
+
+
 # -- what holds anywhere -------------------------------------------------------------------------------------------
 
 
@@ -260,6 +287,31 @@ def test_whatever_the_cluster_and_the_constants_every_placement_fits_and_the_fra
         assert (menu == amounts).all(axis=1).any()
         free[node] -= amounts
     assert (free >= 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS)
+def test_the_whole_plan_begins_with_what_is_decided_and_has_a_row_for_every_job_that_can_run(seed):
+    source = np.random.default_rng(seed)
+    frame, prices = any_cluster(source), any_prices(source)
+    out = np.zeros((frame.waiting.shape[1], 6), np.int64)
+    count = price.decide(frame, 0, prices.array(), out)
+    placed, layout = price.lay_out(frame, 0, prices.array(), np.inf, 4)
+    assert layout.rows[:placed].tolist() == out[:count].tolist()
+    assert (layout.start[:placed] == 0.0).all()
+    behind = layout.rows[placed:]
+    assert (layout.start[placed:][behind[:, 0] >= 0] > 0.0).all()
+    named = layout.rows[layout.rows[:, 0] >= 0, 0].tolist()
+    assert len(set(named)) == len(named)
+    for job in frame.waiting[0, : frame.waiting_count[0]].tolist():
+        nodes = frame.member[0, frame.reach[0, job]].any(axis=0)
+        menu = frame.menu[0, frame.kind[0, job], : frame.choices[0, frame.kind[0, job]]]
+        assert (job in named) == bool((menu[:, None] <= frame.capacity[0, nodes]).all(axis=2).any())
+    for others, costs in zip(layout.others, layout.other_cost, strict=True):
+        assert (np.diff(costs[np.isfinite(costs)]) >= 0).all()
+        for _, partition, node, *amounts in others[np.isfinite(costs)].tolist():
+            assert frame.member[0, partition, node]
+            assert (np.array(amounts) <= frame.free[0, node]).all()
 
 
 @settings(max_examples=100, deadline=None)
