@@ -29,7 +29,7 @@ def load_placer(config: ServerConfig) -> Placer:
         policy = registry.make(config.policy, checkpoint=Path(config.checkpoint) if config.checkpoint else None)
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001 - no torch, a torn file, weights of another shape: all end here
+    except Exception as error:  # noqa: BLE001 - a torn file, weights of another shape, no numba: all end here
         why = f"policy {config.policy} could not be loaded: {error}"
         logger.warning("%s; policy %s answers instead", why, fallback.name)
         standing_in = PolicyDescription(

@@ -32,7 +32,7 @@ _REASON_LETTERS = 1000
 class Placer:
     """Answers states with the policy that it was given, or with the fallback and why.
 
-    One decision at a time: a decision is pure computing on one thread (torch is set to one), so two at once would each
+    One decision at a time: a decision is pure computing on one thread, so two at once would each
     take twice as long and hold the memory of two. Who waits longer than ``patience_s`` is told to come back, because
     the agent that asked has given up by then.
     """

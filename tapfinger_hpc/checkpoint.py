@@ -26,6 +26,8 @@ from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.sim.experience import Experience
 
+DEFAULT = Path(__file__).parent / "checkpoints" / "default"
+"""The checkpoint that ships with the package."""
 DESCRIPTION = "checkpoint.json"
 
 
@@ -170,8 +172,8 @@ def describe(folder: Path) -> CheckpointInfo:
         version = msgspec.json.decode(text, type=_Versioned).schema.version
         if version != SCHEMA.version:
             raise CheckpointError(
-                f"checkpoint {str(folder)!r} is of schema {version}, this command reads {SCHEMA.version}: "
-                "train one with `tapfinger train --scenario NAME`"
+                f"checkpoint {str(folder)!r} is of schema {version}, this program reads {SCHEMA.version}: "
+                'train one with `tapfinger train --scenario NAME`, or use the one that ships (server.checkpoint = "")'
             )
         info = msgspec.json.decode(text, type=CheckpointInfo)
     except msgspec.DecodeError as error:
@@ -204,7 +206,10 @@ def _read(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"checkpoint {str(folder)!r}: {name} cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r}: {name} cannot be read: {error.strerror}; "
+            "train one with `tapfinger train --scenario NAME`"
+        ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

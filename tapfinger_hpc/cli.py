@@ -28,7 +28,7 @@ COMMANDS = {
 
 SUMMARIES = {
     "agent": "Watch the queue and place managed jobs.",
-    "bench": "Measure the live system, or the simulator.",
+    "bench": "Measure the live system, the simulator, or the policy.",
     "demo": "Run the same jobs on stock Slurm and with TapFinger.",
     "evaluate": "Compare policies on the same simulated workloads.",
     "explain": "Say what was decided for a job, and why.",
@@ -44,8 +44,13 @@ SUMMARIES = {
 """One line each for ``tapfinger --help``, kept here because reading them there would import everything."""
 
 
-BENCHES = {"live": "slurm_plugin.bench:live", "simulator": "tapfinger_hpc.sim.bench:simulator"}
+BENCHES = {
+    "decision": "tapfinger_hpc.policies.bench:decision",
+    "live": "slurm_plugin.bench:live",
+    "simulator": "tapfinger_hpc.sim.bench:simulator",
+}
 BENCH_SUMMARIES = {
+    "decision": "How long the learned policy takes for one decision.",
     "live": "Submission, decision and start, on throw-away clusters.",
     "simulator": "Environment steps a second of the compiled simulator.",
 }
@@ -85,7 +90,7 @@ def tapfinger() -> None:
 
 @click.command(cls=LazyGroup, places=BENCHES, summaries=BENCH_SUMMARIES)
 def bench() -> None:
-    """Measure the live system, or the simulator."""
+    """Measure the live system, the simulator, or the policy."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

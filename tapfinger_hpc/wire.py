@@ -83,7 +83,7 @@ class PolicyDescription(msgspec.Struct, frozen=True):
     configuration: dict[str, Any] = {}
     """Sizes of the network, as written in the checkpoint."""
     training: dict[str, Any] = {}
-    """Where the weights come from: what they imitate, seed, steps, hash of the data, versions, validation."""
+    """Where the weights come from: scenario, knowledge, teacher, seed, iterations, versions."""
     fallback: str = ""
     """The policy that answers where this one cannot."""
     fallback_why: str = ""

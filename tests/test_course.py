@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from tapfinger_hpc import checkpoint
 from tapfinger_hpc.errors import CheckpointError, ConfigError, ScenarioError
 from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.training import course, ppo, team
+from tapfinger_hpc.training.cli import train as train_command
 from tapfinger_hpc.training.course import CourseConfig, Progress, TrainingError
 from tapfinger_hpc.training.ppo import Collected, PPOConfig, advantages
 
@@ -93,7 +95,7 @@ def test_a_course_is_not_resumed_with_other_settings(whole) -> None:
             lambda folder: (folder / checkpoint.DESCRIPTION).write_text(
                 (folder / checkpoint.DESCRIPTION).read_text().replace('"version": 3', '"version": 2')
             ),
-            "schema 2, this command reads 3",
+            "schema 2, this program reads 3",
         ),
         (
             lambda folder: (folder / checkpoint.DESCRIPTION).write_text(
@@ -169,6 +171,41 @@ def test_a_team_that_cannot_find_its_first_process_is_told_so() -> None:
         team.join({"RANK": "x", "WORLD_SIZE": "2"})
     with pytest.raises(TrainingError, match="2 workloads of an iteration cannot be shared among 3 processes"):
         course.train(TINY, Path("unused"), team=team.Team(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scenario", "synthetic-3", "--out", "x", "--minuts", "3"], "--minutes"),
+        (["--scenario", "synthetic-3", "--out", "x", "--minutes", "0"], "--minutes"),
+        (["--scenario", "synthetic-3"], "--out"),
+        (["--out", "x"], "--scenario"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_refused_with_what_can(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(train_command, arguments)
+    assert done.exit_code == 2
+    assert words in done.output
+
+
+def test_a_checkpoint_that_is_there_is_not_overwritten_unasked(whole) -> None:
+    before = checkpoint.describe(whole[0])
+    done = CliRunner().invoke(train_command, ["--scenario", "synthetic-3", "--out", str(whole[0])])
+    assert done.exit_code == 2
+    assert "--resume" in done.output
+    assert checkpoint.describe(whole[0]) == before
+
+
+def test_a_course_begins_with_the_weights_of_a_checkpoint_of_the_same_size_alone(whole, tmp_path: Path) -> None:
+    import msgspec
+
+    still = msgspec.structs.replace(TINY, iterations=1, imitation_rate=0.0, imitation=1.0, save_every=10)
+    course.train(still, tmp_path / "on", start=whole[0])
+    for name, values in checkpoint.read(whole[0])[0].items():
+        np.testing.assert_allclose(checkpoint.read(tmp_path / "on")[0][name], values, rtol=1e-6, err_msg=name)
+    wider = msgspec.structs.replace(TINY, network=NetworkConfig(hidden=16, heads=2, rounds=1))
+    with pytest.raises(CheckpointError, match="of another network"):
+        course.train(wider, tmp_path / "wider", start=whole[0])
 
 
 def _command(out: Path, *more: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TORCH = {"torch", "torch_geometric", "torch_scatter", "torch_sparse"}
-TORCH_ROOMS = ("tapfinger_hpc/nets/", "tapfinger_hpc/training/", "tapfinger_hpc/policies/learned")
+TORCH_ROOMS = ("tapfinger_hpc/nets/encoder", "tapfinger_hpc/nets/policy_network", "tapfinger_hpc/training/")
 HEAVY = ("torch", "torch_geometric", "numpy", "scipy", "numba", "pandas", "flask", "waitress", "rich")
 
 
@@ -70,7 +70,7 @@ def test_trace_tools_import_neither_server_nor_plugin() -> None:
     assert importers("trace_tools", {"slurm_plugin", "policy_server"}) == []
 
 
-def test_only_networks_training_and_the_learned_policy_import_torch() -> None:
+def test_only_training_and_the_network_that_is_trained_import_torch() -> None:
     rooms = [importers(room, TORCH) for room in ("tapfinger_hpc", "slurm_plugin", "policy_server", "trace_tools")]
     assert [line for room in rooms for line in room if not line.startswith(TORCH_ROOMS)] == []
 
@@ -89,13 +89,14 @@ def test_trace_tools_load_neither_torch_nor_flask() -> None:
     assert loaded_by(modules("trace_tools")).isdisjoint({"flask", "waitress", *TORCH})
 
 
-def test_a_trained_network_decides_without_torch() -> None:
-    names = ["checkpoint", "policies.decoding", "policies.learned_player"]
-    assert loaded_by([f"tapfinger_hpc.{name}" for name in names]).isdisjoint(TORCH)
+def test_trained_networks_decide_without_torch() -> None:
+    names = ["checkpoint", "policies.decoding", "policies.learned", "policies.learned_player", "policies.bench"]
+    loaded = loaded_by([f"tapfinger_hpc.{name}" for name in names])
+    assert loaded.isdisjoint(TORCH)
 
 
-def test_the_policy_server_loads_torch_only_with_the_learned_policy() -> None:
-    assert loaded_by(modules("policy_server")).isdisjoint(TORCH)
+def test_the_policy_server_loads_no_torch() -> None:
+    assert loaded_by([*modules("policy_server"), "tapfinger_hpc.policies.learned"]).isdisjoint(TORCH)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])

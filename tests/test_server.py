@@ -523,16 +523,18 @@ def test_a_checkpoint_that_cannot_be_loaded_costs_the_policy_and_not_the_server(
 @pytest.fixture
 def checkpoint_folder(tmp_path: Path) -> Path:
     """A checkpoint whose weights were never trained."""
-    from tapfinger_hpc.nets.network import Network, NetworkConfig
-    from tapfinger_hpc.training import checkpoint
+    torch = pytest.importorskip("torch")
+    from tapfinger_hpc import checkpoint
+    from tapfinger_hpc.nets.config import NetworkConfig
+    from tapfinger_hpc.nets.policy_network import PolicyNetwork
 
-    told = {"imitates": "nobody", "data_sha256": "0" * 64, "versions": {}}
-    training = msgspec.convert(told | dict.fromkeys(NO_TRAINING, 0), checkpoint.Training)
-    checkpoint.save(tmp_path / "untrained", Network(NetworkConfig(hidden=8, rounds=1, heads=1)), training)
+    torch.manual_seed(0)
+    network = PolicyNetwork(NetworkConfig(hidden=8, rounds=1, heads=1))
+    training = checkpoint.Training(
+        "nowhere", "oracle", "", seed=0, iterations=0, minutes=0.0, episodes=0, workers=1, versions={}
+    )
+    checkpoint.save(tmp_path / "untrained", network.config, network.weights(), training)
     return tmp_path / "untrained"
-
-
-NO_TRAINING = ("seed", "steps", "minutes", "episodes", "decisions")
 
 
 def test_the_learned_policy_is_served_and_its_checkpoint_told(checkpoint_folder: Path) -> None:
@@ -545,7 +547,7 @@ def test_the_learned_policy_is_served_and_its_checkpoint_told(checkpoint_folder:
     assert guard_all(given.decisions, state)[1] == []
     assert replace(answer(client, state), elapsed_ms=0.0) == replace(given, elapsed_ms=0.0)
     assert len(told.checkpoint) == 12
-    assert (told.configuration["hidden"], told.training["imitates"], told.fallback) == (8, "nobody", "price")
+    assert (told.configuration["hidden"], told.training["scenario"], told.fallback) == (8, "nowhere", "price")
     assert isinstance(told.schema_version, int)
 
 

@@ -5,7 +5,7 @@ Rows of options of any number of environments go through together, and each gets
 alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +118,25 @@ class PolicyNetwork(nn.Module):
             self.task.direct.weight[0, ADVISED_TASK] += strength
             self.place.direct.weight[0, ADVISED_PLACE] += strength
             self.wait_direct.weight[0, ADVISED_TO_WAIT] += strength
+
+    def silence(self, unseen: Mapping[str, np.ndarray]) -> None:
+        """Forgets what random weights make of numbers that are always 0 in training, as they may be something else
+        where the network serves.
+
+        Args:
+            unseen: bool [column] by kind of graph node, and for "agent", "task" and "place".
+        """
+        hidden, agent = self.config.hidden, torch.from_numpy(unseen["agent"])
+        columns = {kind: torch.from_numpy(unseen[kind]) for kind in (*COLUMNS, "task", "place")}
+        with torch.no_grad():
+            for kind in COLUMNS:
+                self.get_parameter(f"encoder.enter.{kind}.0.weight")[:, columns[kind]] = 0.0
+            for head, pointer, known in (("task", self.task, hidden), ("place", self.place, 2 * hidden)):
+                pointer.features.weight[:, columns[head]] = 0.0
+                pointer.direct.weight[:, columns[head]] = 0.0
+                pointer.row.weight[:, known:][:, agent] = 0.0
+            self.get_parameter("wait.0.weight")[:, hidden:][:, agent] = 0.0
+            self.wait_direct.weight[:, agent] = 0.0
 
     def encode(self, graphs: GraphTensors) -> Embeddings:
         """Kind -> [graph nodes of that kind, hidden]; once per decision."""

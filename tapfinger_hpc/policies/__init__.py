@@ -1,1 +1,1 @@
-"""The scheduling policies, behind one protocol, by name; only ``tapfinger`` imports torch."""
+"""The scheduling policies, behind one protocol, by name; none needs torch."""

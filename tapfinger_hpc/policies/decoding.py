@@ -6,6 +6,7 @@ options. Training, evaluation and serving decode with this one loop: the network
 probable, as a teacher says) and what a placement is put on (the simulator, or a live state) are the caller's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -194,7 +195,9 @@ def _carry_out(
 
 
 @compiled
-def advise(frame: Frame, envs: np.ndarray, asked: np.ndarray, prices: np.ndarray, advice: np.ndarray) -> None:
+def advise(
+    frame: Frame, envs: np.ndarray, asked: np.ndarray, prices: np.ndarray, patience: float, advice: np.ndarray
+) -> None:
     """Asks the price heuristic what it would place now, in those of the environments that ``asked`` says."""
     out = np.zeros((frame.waiting.shape[1], 6), np.int64)
     for position, env in enumerate(envs):
@@ -202,17 +205,23 @@ def advise(frame: Frame, envs: np.ndarray, asked: np.ndarray, prices: np.ndarray
             continue
         for place in range(frame.waiting_count[env]):
             advice[env, frame.waiting[env, place]] = -1
-        for row in range(price.decide(frame, env, prices, out)):
+        for row in range(price.start_now(frame, env, prices, patience, out)):
             advice[env, out[row, 0]] = out[row, 1:]
 
 
 class Decoder:
     """Makes decisions with a network; its scratch arrays belong to frames of one size."""
 
-    def __init__(self, network: Network | None, frame: Frame, prices: np.ndarray | None = None) -> None:
-        """``prices``: constants of the price heuristic, whose advice the network then hears."""
+    def __init__(
+        self, network: Network | None, frame: Frame, prices: np.ndarray | None = None, patience: float = math.inf
+    ) -> None:
+        """
+        Args:
+            prices: constants of the price heuristic, whose advice the network then hears.
+            patience: the heuristic's with jobs that have waited long, as for ``price.lay_out``.
+        """
         self.network = network
-        self._prices = prices
+        self._prices, self._patience = prices, patience
         self._advice = options.no_advice(frame)
         self._scratch: Measures = measures.allocate(frame)
 
@@ -228,7 +237,7 @@ class Decoder:
         decision = Decision(graphs, envs, [], np.zeros(len(envs)), np.zeros(len(envs), np.int64))
         for number in range(max_rounds):
             if self._prices is not None and stale.any():
-                advise(frame, envs, stale, self._prices, self._advice)
+                advise(frame, envs, stale, self._prices, self._patience, self._advice)
             offered = options.tasks(frame, envs, waits, number, self._scratch, self._advice)
             if not len(offered.env):
                 break
@@ -242,7 +251,8 @@ class Decoder:
                 before = chosen.copy()
                 take_what_waits_for_nothing(offered, of_options, chosen)
                 urged = np.flatnonzero(chosen != before)
-            waiting = chosen == WAIT
+            # Where one was urged, the others may have something that waits for nothing as well.
+            waiting = (chosen == WAIT) & ~np.isin(offered.env, offered.env[urged])
             waits[envs[offered.env[waiting]], offered.partition[waiting]] = True
             if record:
                 decision.steps.append(_step(rows, offered, chosen, of_options, of_waiting))

@@ -1,29 +1,28 @@
-"""The learned policy: one agent for each partition, all with the same weights, answering the same state the same way.
+"""The learned policy on a live cluster: one agent for each partition, answering the same state the same way.
 
-The graph is encoded once. Then, round after round, every agent picks a task or waits, Bayes settles who gets a task
-that several want, and the winners choose node and amounts; it ends when all agents wait. Each placement passes the
-guard before it counts, so a network that is wrong can waste room but not break anything.
+The state becomes a frame, and the decision is made by the code that plays and trains in the simulator. Each placement
+passes the guard before it counts, so a network that is wrong can waste room but not break anything.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from tapfinger_hpc import graph
-from tapfinger_hpc.decision import Alternative, Decision, Placement, after, guard
-from tapfinger_hpc.nets.pointers import Pointers
-from tapfinger_hpc.nets.served import ServedNetwork
-from tapfinger_hpc.nets.tensors import graph_tensors, option_tensors
-from tapfinger_hpc.room import AMOUNT_HEADS, Options, Pick, Room
+from tapfinger_hpc import checkpoint
+from tapfinger_hpc.checkpoint import CheckpointInfo
+from tapfinger_hpc.decision import Alternative, Decision
+from tapfinger_hpc.features.options import ADVISED_PLACE
+from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.live import ENV, View
+from tapfinger_hpc.policies import decoding
+from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.policies.decoding import WAIT, Decoder, Network, Round, most_probable
+from tapfinger_hpc.policies.price import PATIENCE, span
+from tapfinger_hpc.sim.levels import ORACLE
 from tapfinger_hpc.state import ClusterState, PendingJob
-from tapfinger_hpc.training import checkpoint
 
-MAX_REFUSALS = 64
-"""So many choices may the guard refuse in one decision; then what is left waits."""
+RUNNERS_UP = 3
+"""Other nodes and amounts that are told of a placement."""
 
 
 class LearnedPolicy:
@@ -31,11 +30,12 @@ class LearnedPolicy:
 
     name = "tapfinger"
 
-    def __init__(self, network: ServedNetwork, info: checkpoint.CheckpointInfo | None = None) -> None:
-        # One decision is too small to share out; more threads only make it wait for them.
-        torch.set_num_threads(1)
-        self._network = network
+    def __init__(self, network: Network, *, advised: bool = True, info: CheckpointInfo | None = None) -> None:
+        """``advised``: whether the network hears what the price heuristic would do."""
         self.info = info
+        self._network = network
+        # The constants in the checkpoint are those of the scenario that it was trained in; these serve any cluster.
+        self._prices = price.DEFAULT if advised else None
 
     @classmethod
     def load(cls, folder: Path | None = None) -> "LearnedPolicy":
@@ -44,310 +44,161 @@ class LearnedPolicy:
         Raises:
             CheckpointError: it cannot be used, and why.
         """
-        return cls(*checkpoint.load_served(folder or checkpoint.DEFAULT))
+        network, info = checkpoint.load(folder or checkpoint.DEFAULT)
+        return cls(network, advised=bool(info.advice), info=info)
 
-    @classmethod
-    def of(cls, network: Pointers) -> "LearnedPolicy":
-        """The policy of a network as it is now, for instance in training."""
-        return cls(ServedNetwork(network.config, network.state_dict()))
-
-    @torch.inference_mode()
     def decide(self, state: ClusterState) -> tuple[Decision, ...]:
         """Placements first, in the order in which they are to be carried out; then the jobs that wait."""
-        return _Decoding(self._network, state).run()
+        view = View(state)
+        if view.jobs:
+            if self.info is not None and self.info.training.knowledge == ORACLE:
+                view.frame.log_std[:] = 0.0  # a network that was never in doubt has not learned what doubt means
+            cluster = _Cluster(view)
+            decoder = Decoder(self._network, view.frame, self._prices, PATIENCE)
+            decoder.decide(cluster, np.array([ENV]), most_probable)
+            cluster.leave_the_rest()
+        return view.decisions()
 
 
-@dataclass(frozen=True)
-class Claim:
-    """An agent's wish for a task."""
+class _Cluster:
+    """A live state as what placements are put on; keeps what the agents thought, for the reasons."""
 
-    pick: Pick
-    probability: float
-    waiting: float
-    """Probability that the same agent gave to waiting."""
-    score: float
-    """Of all agents that want the task the highest gets it."""
-    rivals: tuple[tuple[int, float], ...] = ()
-    """Other agents that wanted it, and their score."""
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a pointer chose in one row, and what it would have chosen otherwise."""
-
-    value: int
-    probability: float
-    second: int | None
-    second_probability: float
-
-
-class _Decoding:
-    """One decision under way."""
-
-    def __init__(self, network: ServedNetwork, state: ClusterState) -> None:
-        self._network, self._given = network, state
-        self._graph = graph.build(state)
-        self._state = state  # as the placements so far leave it
-        self._placed: list[Decision] = []
-        self._refused: dict[int, str] = {}  # job -> the guard's last reason
-        self._refusals = 0
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._declined: dict[int, tuple[int, float, float]] = {}  # job -> agent, its probability, that of waiting
 
-    def run(self) -> tuple[Decision, ...]:
-        if self._graph.jobs:
-            self._room = Room(self._graph)
-            self._embeddings: dict[str, torch.Tensor] | None = None
-            while self._refusals < MAX_REFUSALS and (options := self._room.tasks()) is not None:
-                claims = self._claims(options)
-                if not claims:
+    @property
+    def frame(self) -> Frame:
+        return self._view.frame
+
+    def carry_out(
+        self, _envs: np.ndarray, round_: Round, decision: decoding.Decision, advice: np.ndarray
+    ) -> np.ndarray:
+        """Places what the winners chose and the guard lets pass, the surest first."""
+        self._remember(round_)
+        places, stale = round_.places, False
+        # The guard may change the menus while placements are carried out.
+        amounts = self.frame.menu[ENV, self.frame.kind[ENV, places.job[places.row_of]], places.choice]
+        rows = np.column_stack((places.job[places.row_of], places.partition[places.row_of], places.value, amounts))
+        assert round_.of_options is not None
+        sure = round_.of_options[round_.chosen[round_.winners]]
+        for winner in np.argsort(-sure, kind="stable").tolist():
+            chosen = round_.placed_at[winner]
+            row = rows[chosen]
+            advice[ENV, row[0]] = -1
+            if not self._open(row):
+                continue  # an agent that shares the node was faster; the next round knows what it left
+            if self._view.refusal(row) is not None:
+                stale = True
+                if self._view.exhausted:
+                    self.frame.seen[ENV] = False
                     break
-                self._carry_out(claims)
-                self._declined = {}  # what was thought before these placements does not hold after them
-                self._room.next_round()
-        return (*self._placed, *self._waiting())
-
-    # Who takes what.
-
-    def _claims(self, options: Options) -> list[Claim]:
-        """The tasks taken in this round, each by one agent, the surest first."""
-        log_options, log_waiting = self._log_probabilities(options)
-        probability, waiting = np.exp(log_options), np.exp(log_waiting)
-        best = _best_of_rows(probability, options.row_of, len(waiting))
-        self._remember(options, probability, waiting)
-        # Where several agents could take a job as well as each other, none is sure that it is the one to do it: what
-        # counts is whether any of them would.
-        wanted = np.bincount(options.values, weights=probability)  # [job]
-        wishes = [
-            Claim(
-                Pick(int(options.partitions[agent]), int(options.values[option])),
-                float(probability[option]),
-                float(waiting[agent]),
-                0.0,
-            )
-            for agent, option in enumerate(best)
-            if waiting[agent] < 0.5 or wanted[options.values[option]] > 0.5
-        ]
-        if not wishes:
-            wishes = self._better_than_idling(options, probability, waiting)
-        return sorted(self._settle(wishes), key=lambda claim: (-claim.probability, claim.pick.partition))
-
-    def _settle(self, wishes: Sequence[Claim]) -> list[Claim]:
-        """Gives every task to one of the agents that want it: to the one that it most probably belongs to.
-
-        Bayes, for the agent given the task: p(task | agent) * p(agent), and an agent is the likelier the more of the
-        task's least amounts it has free. Ties go to the first partition in canonical order. Losers do nothing.
-        """
-        by_job: dict[int, list[Claim]] = {}
-        for claim in wishes:
-            by_job.setdefault(claim.pick.job, []).append(claim)
-        settled = []
-        for job, rivals in by_job.items():
-            if len(rivals) == 1:
-                settled.append(rivals[0])
                 continue
-            headroom = np.array([self._room.headroom(claim.pick.partition, job) for claim in rivals])
-            prior = np.exp(headroom - headroom.max())
-            scores = np.array([claim.probability for claim in rivals]) * prior / prior.sum()
-            scores = scores / scores.sum()
-            winner = int(np.argmax(scores))
-            lost = tuple((c.pick.partition, float(s)) for c, s in zip(rivals, scores, strict=True))
-            claim = rivals[winner]
-            settled.append(
-                Claim(
-                    claim.pick,
-                    claim.probability,
-                    claim.waiting,
-                    float(scores[winner]),
-                    tuple(entry for entry in lost if entry[0] != claim.pick.partition),
+            stale = stale or places.features[chosen, ADVISED_PLACE] == 0
+            decision.placed[ENV] += 1
+            self._place(round_, winner, rows)
+        return np.array([stale])
+
+    def leave_the_rest(self) -> None:
+        """Says of all jobs that are left why they wait."""
+        view = self._view
+        for job in view.frame.waiting[ENV, : view.frame.waiting_count[ENV]].tolist():
+            score, refused = 0.0, view.why_refused(job)
+            if refused is not None:
+                reason = f"not placed for the sake of others: {refused}"
+            elif not self._fits_somewhere(job):
+                reason = f"its least amounts ({_least(view.jobs[job])}) are not free on any node it may use"
+            elif job in self._declined:
+                agent, probability, score = self._declined[job]
+                name = view.state.partitions[agent].name
+                reason = f"partition {name} would rather wait ({score:.2f}) than start it now ({probability:.2f})"
+            else:
+                reason = (
+                    f"{view.refusals} choices were refused for the sake of jobs of others, so none was tried for it"
                 )
-            )
-        return settled
+            view.wait(job, reason, score)
 
-    def _better_than_idling(self, options: Options, probability: np.ndarray, waiting: np.ndarray) -> list[Claim]:
-        """Where all agents would wait: the likeliest task, if it has nothing to wait for.
+    def _remember(self, round_: Round) -> None:
+        """What the agents thought of the tasks that they might have taken: of each task the one that wanted it most."""
+        assert round_.of_options is not None
+        assert round_.of_waiting is not None
+        offered = round_.offered
+        for option in np.argsort(round_.of_options, kind="stable").tolist():
+            agent = offered.row_of[option]
+            thought = float(np.exp(round_.of_options[option])), float(np.exp(round_.of_waiting[agent]))
+            self._declined[int(offered.value[option])] = (int(offered.partition[agent]), *thought)
 
-        Nothing that runs could make more room for a job whose every node is idle, so waiting for that might never end.
-        """
-        idle = [option for option, job in enumerate(options.values) if self._room.waits_for_nothing(int(job))]
-        if not idle:
-            return []
-        option = max(idle, key=lambda option: (probability[option], -option))
-        agent = int(options.row_of[option])
-        pick = Pick(int(options.partitions[agent]), int(options.values[option]))
-        why = "every node it may use is idle, so waiting would bring nothing"
-        return [Claim(pick, float(probability[option]), float(waiting[agent]), 0.0, why=why)]
+    def _open(self, row: np.ndarray) -> bool:
+        """Whether the placement is still to be had, after those before it in the same round."""
+        job, node, amounts = row[0], row[2], row[3:6]
+        kind = self._view.kinds[self.frame.kind[ENV, job]]
+        on_menu = (kind.taken == amounts).all(axis=1).any()
+        return bool(on_menu and kind.usable[node] and (amounts <= self.frame.free[ENV, node]).all())
 
-    def _remember(self, options: Options, probability: np.ndarray, waiting: np.ndarray) -> None:
-        """What the agents thought of the tasks that they may not take, for the reasons."""
-        self._declined = {}
-        for option in np.argsort(probability, kind="stable"):
-            agent = int(options.row_of[option])
-            self._declined[int(options.values[option])] = (
-                int(options.partitions[agent]),
-                float(probability[option]),
-                float(waiting[agent]),
-            )
-
-    # Where, and how much of what.
-
-    def _carry_out(self, claims: Sequence[Claim]) -> None:
-        """Chooses node and amounts of every claim, and places those that the guard lets pass."""
-        picks = [claim.pick for claim in claims]
-        nodes = self._choose(self._room.nodes_for(picks))
-        picks = [Pick(pick.partition, pick.job, node.value) for pick, node in zip(picks, nodes, strict=True)]
-        chosen = [[node] for node in nodes]
-        for head in AMOUNT_HEADS:
-            only = self._room.only_amounts(head, picks)
-            amounts = (
-                [Chosen(amount, 1.0, None, 0.0) for amount in only]
-                if only is not None
-                else self._choose(self._room.amounts_for(head, picks))
-            )
-            picks = [pick.with_amount(head, amount.value) for pick, amount in zip(picks, amounts, strict=True)]
-            for so_far, amount in zip(chosen, amounts, strict=True):
-                so_far.append(amount)
-        for claim, pick, parts in zip(claims, picks, chosen, strict=True):
-            self._try(claim, pick, parts)
-
-    def _try(self, claim: Claim, pick: Pick, parts: Sequence[Chosen]) -> None:
-        if not self._room.fits(pick):
-            return  # an agent that shares the node was faster; the next round knows what it left
-        placement = self._placement(pick)
-        decision = self._decision(claim, pick, placement, parts)
-        why = guard(decision, self._state)
-        if why is None:
-            self._state = after(self._state, self._graph.jobs[pick.job], placement)
-            self._room.place(pick)
-            self._placed.append(decision)
-        else:
-            # It fits, so it is refused for the sake of a job of others, and would be again on this node.
-            self._room.forbid(pick)
-            self._refused[pick.job] = why
-            self._refusals += 1
-
-    def _placement(self, pick: Pick) -> Placement:
-        state = self._given
-        return Placement(state.partitions[pick.partition].name, state.nodes[pick.node].name, pick.amounts)
-
-    # The network.
-
-    def _log_probabilities(self, options: Options) -> tuple[np.ndarray, np.ndarray]:
-        if self._embeddings is None:
-            self._embeddings = self._network.encode(graph_tensors(self._graph))
-        of_options, of_waiting = self._network.log_probabilities(self._embeddings, option_tensors(self._graph, options))
-        return of_options.numpy(), of_waiting.numpy()
-
-    def _choose(self, options: Options) -> list[Chosen]:
-        rows = len(options.partitions)
-        if len(options.values) == rows:
-            return [Chosen(int(value), 1.0, None, 0.0) for value in options.values]
-        probability = np.exp(self._log_probabilities(options)[0])
-        best = _best_of_rows(probability, options.row_of, rows)
-        others = probability.copy()
-        others[best] = -1.0
-        second = _best_of_rows(others, options.row_of, rows)
-        return [
-            Chosen(
-                int(options.values[first]),
-                float(probability[first]),
-                int(options.values[other]) if other != first else None,
-                max(0.0, float(others[other])),
-            )
-            for first, other in zip(best, second, strict=True)
-        ]
+    def _fits_somewhere(self, job: int) -> bool:
+        frame, kind = self.frame, self._view.kinds[self.frame.kind[ENV, job]]
+        nodes = frame.member[ENV, frame.reach[ENV, job]].any(axis=0) & frame.available[ENV] & kind.usable
+        return bool((kind.taken[:, None, :] <= frame.free[ENV, nodes]).all(axis=2).any())
 
     # For people.
 
-    def _decision(self, claim: Claim, pick: Pick, placement: Placement, parts: Sequence[Chosen]) -> Decision:
-        job = self._graph.jobs[pick.job]
-        score = claim.probability * float(np.prod([part.probability for part in parts]))
-        return Decision(
-            job_id=job.job_id,
-            submit_time_s=job.submit_time_s,
-            placement=placement,
-            reason=self._reason(claim, pick, parts)[:1000],
-            score=score,
-            runners_up=self._runners_up(claim, pick, parts, score),
-        )
+    def _place(self, round_: Round, winner: int, rows: np.ndarray) -> None:
+        assert round_.of_options is not None
+        assert round_.of_waiting is not None
+        assert round_.of_places is not None
+        view, agent, chosen = self._view, round_.winners[winner], round_.placed_at[winner]
+        options = np.flatnonzero(round_.places.row_of == winner)
+        sure = float(np.exp(round_.of_options[round_.chosen[agent]]))
+        waiting = float(np.exp(round_.of_waiting[agent]))
+        probability = np.exp(round_.of_places.astype(np.float64))
+        others = sorted((option for option in options if option != chosen), key=lambda option: -probability[option])
+        runners_up = [
+            Alternative(view.placement(rows[option]), sure * float(probability[option]))
+            for option in others[:RUNNERS_UP]
+            if self._open(rows[option])
+        ]
+        runners_up = sorted([*runners_up, Alternative(None, waiting)], key=lambda other: -other.score)
+        reason = self._reason(round_, winner, rows[chosen], sure, waiting, float(probability[chosen]))
+        view.place(rows[chosen], reason, sure * float(probability[chosen]), runners_up)
 
-    def _reason(self, claim: Claim, pick: Pick, parts: Sequence[Chosen]) -> str:
-        state, amounts = self._given, pick.amounts
-        node, gpus, cpus, mem = parts
-        name = state.partitions[pick.partition].name
-        words = [f"partition {name} takes it (probability {claim.probability:.2f}; waiting {claim.waiting:.2f})"]
-        if claim.why:
-            words.append(claim.why)
-        if claim.rivals:
-            rivals = ", ".join(f"{state.partitions[rival].name} ({score:.2f})" for rival, score in claim.rivals)
-            words.append(f"preferred ({claim.score:.2f}) over {rivals}")
+    def _reason(
+        self, round_: Round, winner: int, row: np.ndarray, sure: float, waiting: float, probability: float
+    ) -> str:
+        view, agent = self._view, round_.winners[winner]
+        place = view.placement(row)
+        words = [f"partition {place.partition} takes it (probability {sure:.2f}; waiting {waiting:.2f})"]
+        if agent in round_.urged:
+            words.append("every node it may use is idle, so waiting would bring nothing")
+        words += self._rivals(round_, agent)
         words.append(
-            f"{state.nodes[pick.node].name} ({node.probability:.2f}) with "
-            f"{amounts.gpus} GPUs ({gpus.probability:.2f}), {amounts.cpus} CPUs ({cpus.probability:.2f}), "
-            f"{amounts.mem_mb} MiB ({mem.probability:.2f})"
+            f"{place.node} with {place.amounts.gpus} GPUs, {place.amounts.cpus} CPUs, {place.amounts.mem_mb} MiB "
+            f"({probability:.2f}{self._advised(round_, winner)})"
         )
-        words.append(f"expected to run {_seconds(self._room.expected_s(pick))}")
+        words.append(f"expected to run {span(view.seconds(row))}")
         return "; ".join(words)
 
-    def _runners_up(self, claim: Claim, pick: Pick, parts: Sequence[Chosen], score: float) -> tuple[Alternative, ...]:
-        """Waiting, the second node and the second amount of each resource, everything else being equal."""
-        others = [Alternative(None, claim.waiting)]
-        node, *amounts = parts
-        if node.second is not None:
-            moved = Pick(pick.partition, pick.job, node.second, pick.given)
-            if self._room.fits(moved):
-                others.append(Alternative(self._placement(moved), score * _ratio(node)))
-        for (head, _), part in zip(pick.given, amounts, strict=True):
-            if part.second is not None:
-                given = tuple((name, part.second if name == head else amount) for name, amount in pick.given)
-                changed = Pick(pick.partition, pick.job, pick.node, given)
-                if self._room.fits(changed):
-                    others.append(Alternative(self._placement(changed), score * _ratio(part)))
-        return tuple(sorted(others, key=lambda other: -other.score))
+    def _advised(self, round_: Round, winner: int) -> str:
+        return ", as price advises" if round_.places.features[round_.placed_at[winner], ADVISED_PLACE] else ""
 
-    def _waiting(self) -> list[Decision]:
-        placed = {decision.key for decision in self._placed}
-        index = {job.key: position for position, job in enumerate(self._graph.jobs)}
-        return [
-            self._wait(job, index.get(job.key))
-            for job in self._given.pending
-            if job.managed and job.eligible and job.key not in placed
+    def _rivals(self, round_: Round, agent: int) -> list[str]:
+        """By how much Bayes preferred the winner over others that wanted the task."""
+        assert round_.of_options is not None
+        offered, chosen = round_.offered, round_.chosen
+        claiming = [
+            row for row in np.flatnonzero(chosen != WAIT) if offered.value[chosen[row]] == offered.value[chosen[agent]]
         ]
-
-    def _wait(self, job: PendingJob, position: int | None) -> Decision:
-        score = 0.0
-        if position is None:
-            reason = "no node that is up and open to it could run it, or none in time"
-        elif position in self._refused:
-            reason = f"not placed for the sake of others: {self._refused[position]}"
-        elif position in self._declined:
-            agent, probability, score = self._declined[position]
-            name = self._given.partitions[agent].name
-            reason = f"partition {name} would rather wait ({score:.2f}) than start it now ({probability:.2f})"
-        elif self._refusals >= MAX_REFUSALS:
-            reason = f"{self._refusals} choices were refused for the sake of jobs of others, so none was tried for it"
-        else:
-            reason = f"its least amounts ({job.minimum}) are not free on any node it may use"
-        return Decision(
-            job_id=job.job_id,
-            submit_time_s=job.submit_time_s,
-            placement=None,
-            reason=reason[:1000],
-            score=score,
+        if len(claiming) == 1:
+            return []
+        scores = np.array([round_.of_options[chosen[row]] + offered.room[chosen[row]] for row in claiming])
+        scores = np.exp(scores - scores.max())
+        scores /= scores.sum()
+        names = [self._view.state.partitions[offered.partition[row]].name for row in claiming]
+        own = next(place for place, row in enumerate(claiming) if row == agent)
+        rivals = ", ".join(
+            f"{name} ({score:.2f})" for row, (name, score) in enumerate(zip(names, scores, strict=True)) if row != own
         )
+        return [f"preferred ({scores[own]:.2f}) over {rivals}"]
 
 
-def _best_of_rows(values: np.ndarray, row_of: np.ndarray, rows: int) -> list[int]:
-    """Position of the greatest value of each row; the first of equals. Rows stand together, in ascending order."""
-    starts = np.searchsorted(row_of, np.arange(rows + 1))
-    return [int(start + np.argmax(values[start:end])) for start, end in pairwise(starts)]
-
-
-def _ratio(part: Chosen) -> float:
-    return part.second_probability / max(part.probability, 1e-12)
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _least(job: PendingJob) -> str:
+    return str(job.minimum)

@@ -46,7 +46,7 @@ class PricePolicy:
                 continue
             others = int(view.frame.waiting_count[ENV]) - 1
             company = f"with {others} other jobs waiting" if others else "with no other job waiting"
-            reason = f"expected to take {_span(layout.lasts[row])} so; {company} this costs least of what is free"
+            reason = f"expected to take {span(layout.lasts[row])} so; {company} this costs least of what is free"
             runners_up = self._runners_up(view, layout, row)
             later = float(layout.waiting[row]) * (1.0 + float(self._parameters[price.MARGIN]))
             if math.isfinite(later):
@@ -66,10 +66,10 @@ class PricePolicy:
                 view.wait(job, reason)
                 continue
             where = view.placement(layout.rows[row])
-            expected = f"{where.amounts} are expected on {where.node} in {_span(layout.start[row])}"
+            expected = f"{where.amounts} are expected on {where.node} in {span(layout.start[row])}"
             runners_up = self._runners_up(view, layout, row)
             if runners_up:
-                reason = f"worth waiting: {expected} (then {_span(layout.lasts[row])} to run)"
+                reason = f"worth waiting: {expected} (then {span(layout.lasts[row])} to run)"
             else:
                 reason = f"{reason}; {expected}"
             view.wait(job, reason, -float(layout.cost[row]), runners_up)
@@ -83,7 +83,8 @@ class PricePolicy:
         return found[:RUNNERS_UP]
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time in words."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

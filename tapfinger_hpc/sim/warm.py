@@ -6,7 +6,7 @@ seconds for it. ``python -m tapfinger_hpc.sim.warm`` pays for all, once after an
 
 import numpy as np
 
-from tapfinger_hpc.nets.policy_network import PolicyNetwork
+from tapfinger_hpc import checkpoint
 from tapfinger_hpc.policies.compiled import price
 from tapfinger_hpc.policies.learned_player import AgentsPlayer
 from tapfinger_hpc.sim import core, episodes, players, scenarios
@@ -21,7 +21,7 @@ def warm() -> None:
         if name != "tapfinger":
             episodes.play([workload], players.make(name, scenario=workload.scenario))
     frame, truth = core.environments([workload])
-    agents = AgentsPlayer(PolicyNetwork().compiled(), price.DEFAULT)
+    agents = AgentsPlayer(checkpoint.load(checkpoint.DEFAULT)[0], price.DEFAULT)
     for _ in range(3):
         agents.play_slot(frame, truth, np.array([0]))
         core.advance(frame, truth, 0)

@@ -129,6 +129,8 @@ def train(
     course = _Course(config, out, table, team or Team())
     if start is not None:
         course.begin_with(start)
+    elif not resume:
+        course.begin()
     if resume:
         course.resume()
     while course.share() < 1.0:
@@ -334,6 +336,18 @@ class _Course:
             checkpoint.save(self.out, self.config.network, self.averaged.weights(), training, advice, self.experience)
         self.team.wait()
         return checkpoint.describe(self.out)
+
+    def begin(self) -> None:
+        """Takes random weights, but none for numbers that are always 0 in this scenario."""
+        first = FIRST_SEED + self.config.seed * SEEDS_OF_A_RUN
+        seeds = range(first, first + 4)
+        workloads = [scenarios.workload(self.config.scenario, seed, table=self.table) for seed in seeds]
+        source = np.random.default_rng(self.config.seed)
+        told = self._told(workloads)
+        taught = following.lessons(self.network, price.decide, self.prices, workloads, 0.0, source, told)
+        unseen = following.unseen(taught)
+        for network in (self.network, self.averaged):
+            network.silence(unseen)
 
     def begin_with(self, folder: Path) -> None:
         """Takes the weights of a checkpoint."""

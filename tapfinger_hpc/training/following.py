@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tapfinger_hpc.features.options import Options
+from tapfinger_hpc.features.graph import COLUMNS
+from tapfinger_hpc.features.options import AGENT_COLUMNS, OPTION_COLUMNS, Options
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.nets.policy_network import PolicyNetwork
 from tapfinger_hpc.policies.decoding import WAIT, Decision, Decoder, Draw, Simulated
@@ -119,6 +120,23 @@ def lessons(
                 kept.append(decision)
         envs = pass_slot(frame, truth, envs)
     return kept
+
+
+def unseen(taught: Sequence[Decision]) -> dict[str, np.ndarray]:
+    """bool [column] numbers that are 0 in all of these states, by kind of graph node, and for agents and both heads.
+
+    What says of advice is not among them: lessons go without.
+    """
+    values = {kind: [decision.graphs.features[kind] for decision in taught] for kind in COLUMNS}
+    steps = [step.rows for decision in taught for step in decision.steps]
+    values["agent"] = [rows.agents for rows in steps]
+    for head in OPTION_COLUMNS:
+        values[head] = [rows.features for rows in steps if rows.task == (head == "task")]
+    names = {**COLUMNS, "agent": AGENT_COLUMNS, **OPTION_COLUMNS}
+    return {
+        name: (np.concatenate(found) == 0).all(axis=0) & np.array(["advised" not in column for column in names[name]])
+        for name, found in values.items()
+    }
 
 
 def learn(

@@ -128,9 +128,15 @@ class Market(NamedTuple):
 @compiled
 def decide(frame: Frame, env: int, parameters: np.ndarray, out: np.ndarray) -> int:
     """Placements as rows of job, partition, node, CPUs, GPUs, MiB. Deterministic; leaves the frame as it is."""
+    return start_now(frame, env, parameters, np.inf, out)
+
+
+@compiled
+def start_now(frame: Frame, env: int, parameters: np.ndarray, patience: float, out: np.ndarray) -> int:
+    """``decide``, where jobs are served first that have waited so many times their cost (as for ``lay_out``)."""
     if frame.waiting_count[env] == 0 or not _room_for_any(frame, env, frame.free[env]):
         return 0
-    placed, layout = lay_out(frame, env, parameters, np.inf, 0)
+    placed, layout = lay_out(frame, env, parameters, patience, 0)
     out[:placed] = layout.rows[:placed]
     return placed
 
