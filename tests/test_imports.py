@@ -85,8 +85,8 @@ def test_agent_janitor_and_sandbox_load_neither_numpy_torch_nor_flask() -> None:
     assert loaded_by(names).isdisjoint({"numpy", "scipy", "numba", "flask", "waitress", *TORCH})
 
 
-def test_trace_tools_load_neither_torch_nor_flask() -> None:
-    assert loaded_by(modules("trace_tools")).isdisjoint({"flask", "waitress", *TORCH})
+def test_trace_tools_load_neither_torch_numba_nor_flask() -> None:
+    assert loaded_by(modules("trace_tools")).isdisjoint({"numba", "flask", "waitress", *TORCH})
 
 
 def test_trained_networks_decide_without_torch() -> None:
