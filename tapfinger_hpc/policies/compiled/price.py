@@ -106,7 +106,8 @@ class Layout(NamedTuple):
     cost: np.ndarray  # float64 [row]
     others: np.ndarray  # int64 [row, other, 6] the cheapest of what it could have now, what it gets among them
     other_cost: np.ndarray  # float64 [row, other] infinite beyond the last
-    waiting: np.ndarray  # float64 [row] least cost of starting later; infinite where nothing is to be waited for
+    waiting: np.ndarray  # float64 [row] least cost of starting later, infinite where there is none (or others are not
+    # asked for)
 
 
 class Market(NamedTuple):
@@ -619,8 +620,10 @@ def _settle(
     row = layout.rows[at_row]
     row[0], row[2] = job, -1
     layout.start[at_row] = np.inf
-    layout.waiting[at_row] = np.inf
-    layout.other_cost[at_row] = np.inf
+    noting = layout.other_cost.shape[1] > 0
+    if noting:
+        layout.waiting[at_row] = np.inf
+        layout.other_cost[at_row] = np.inf
     found = _nodes_of(frame, env, job, market, nodes, False)
     wide, own = _pressures(market, nodes, found, parameters)
     least, least_now = np.inf, np.inf
@@ -637,7 +640,7 @@ def _settle(
             lasts = frame.seconds[env, kind, choice]
             burden = pressure * _share(market, node, amounts, parameters)
             cost = lasts * (1.0 + burden)
-            if cost >= least and cost >= least_now and parameters[PACKING] >= 0.0 and layout.other_cost.shape[1] == 0:
+            if cost >= least and cost >= least_now and parameters[PACKING] >= 0.0 and not noting:
                 continue
             start = _soonest(calendar, free, node, amounts, lasts, left)
             if start == np.inf or (start == 0.0 and partition < 0):
@@ -652,9 +655,10 @@ def _settle(
             if start == 0.0:
                 if cost < least_now:
                     least_now, best_now = cost, (node, choice)
-                _note(layout, at_row, cost, job, partition, node, amounts)
+                if noting:
+                    _note(layout, at_row, cost, job, partition, node, amounts)
             cost += wait
-            if start > 0.0:
+            if noting and start > 0.0:
                 layout.waiting[at_row] = min(layout.waiting[at_row], cost)
             if cost < least:
                 least, best, best_start = cost, (node, choice), start
@@ -677,7 +681,7 @@ def _settle(
 def _note(layout: Layout, at_row: int, cost: float, job: int, partition: int, node: int, amounts: np.ndarray) -> None:
     """Keeps the cheapest of what the job could have now."""
     most = layout.other_cost.shape[1]
-    if most == 0 or cost >= layout.other_cost[at_row, most - 1]:
+    if cost >= layout.other_cost[at_row, most - 1]:
         return
     place = most - 1
     while place > 0 and layout.other_cost[at_row, place - 1] > cost:
