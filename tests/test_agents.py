@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.features.rows import Rows
-from tapfinger_hpc.nets.config import NetworkConfig
+from tapfinger_hpc.nets.config import NetworkConfig, Without
 from tapfinger_hpc.nets.policy_network import GraphTensors, PolicyNetwork
 from tapfinger_hpc.policies.compiled import price
 from tapfinger_hpc.policies.decoding import WAIT, Decoder, Draw, Simulated, most_probable, settle
@@ -179,7 +179,7 @@ def test_an_untrained_network_breaks_no_rule_and_answers_the_same_every_time(see
     workloads = [scenarios.workload(name, seed) for name in ("hetero-6", "uniform-3")]
     found = []
     for single in (False, True, False):
-        player = AgentsPlayer(network(seed).compiled(), single_task=single)
+        player = AgentsPlayer(network(seed).compiled(), without=Without(multi_task=single))
         frame, truth = core.environments(workloads)
         for _ in range(4):
             envs = np.arange(2)

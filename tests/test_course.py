@@ -148,7 +148,9 @@ def test_an_advantage_is_measured_against_siblings_that_met_the_same_arrivals() 
     common = np.random.default_rng(0).normal(size=(slots, 1)) * 100
     rewards = np.repeat(common, siblings, axis=1)
     rewards[2, 1] += 1.0
-    collected = Collected([], rewards, np.ones((slots, siblings), bool), np.full(siblings, 0.9), np.zeros(siblings))
+    collected = Collected(
+        [], rewards, np.ones((slots, siblings), bool), np.full((slots, siblings), 0.9), np.zeros(siblings)
+    )
     found, returns = advantages(collected, np.zeros((slots, siblings)), siblings, 1.0)
     assert (found[:3, 1] > 0).all()
     np.testing.assert_allclose(found[3:], 0, atol=1e-9)
@@ -158,7 +160,7 @@ def test_an_advantage_is_measured_against_siblings_that_met_the_same_arrivals() 
 
 def test_returns_end_where_an_episode_ends() -> None:
     alive = np.array([[True, True], [True, False]])
-    collected = Collected([], np.array([[-1.0, -1.0], [-2.0, 0.0]]), alive, np.full(2, 0.5), np.zeros(2))
+    collected = Collected([], np.array([[-1.0, -1.0], [-2.0, 0.0]]), alive, np.full((2, 2), 0.5), np.zeros(2))
     _, returns = advantages(collected, np.zeros((2, 2)), 1, 1.0)
     np.testing.assert_allclose(returns[0], [-2.0, -1.0])
 

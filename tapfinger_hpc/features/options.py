@@ -68,6 +68,8 @@ OPTION_COLUMNS = {"task": TASK_COLUMNS, "place": PLACE_COLUMNS}
 ADVISED_TASK = TASK_COLUMNS.index("advised")
 ADVISED_PLACE = PLACE_COLUMNS.index("advised")
 ADVISED_TO_WAIT = AGENT_COLUMNS.index("advised_to_wait")
+MOST_OF_FREE = 2.0
+"""Stands for the share of what is free that amounts are which are not."""
 _AGENT, _TASK, _PLACE = len(AGENT_COLUMNS), len(TASK_COLUMNS), len(PLACE_COLUMNS)
 
 
@@ -86,6 +88,14 @@ class Options(NamedTuple):
     idle: np.ndarray  # bool [option] nothing runs on any node that the task could use: waiting would bring it nothing
 
 
+def first_of_rows(offered: Options) -> Options:
+    """Of every row the first option alone: of tasks the oldest."""
+    first = np.flatnonzero(np.diff(offered.row_of, prepend=-1))
+    return offered._replace(
+        **{name: getattr(offered, name)[first] for name in ("row_of", "value", "choice", "features", "room", "idle")}
+    )
+
+
 @compiled
 def no_advice(frame: Frame) -> np.ndarray:
     """int64 [B, J, 5] for every waiting task the partition, node, CPUs, GPUs and MiB that a heuristic would give it
@@ -96,7 +106,13 @@ def no_advice(frame: Frame) -> np.ndarray:
 
 @compiled
 def tasks(
-    frame: Frame, envs: np.ndarray, waits: np.ndarray, round_: int, scratch: Measures, advice: np.ndarray
+    frame: Frame,
+    envs: np.ndarray,
+    waits: np.ndarray,
+    round_: int,
+    scratch: Measures,
+    advice: np.ndarray,
+    masked: bool = True,
 ) -> Options:
     """For every agent that does not wait and has a task that fits, the tasks that it may take.
 
@@ -104,6 +120,7 @@ def tasks(
         waits: bool [B, P] agents that have chosen to wait in this decision. Those without an option are added: room
             only shrinks while a decision is made.
         advice: as of ``no_advice``.
+        masked: otherwise tasks are offered that the agent could take on idle nodes, also where it has no room now.
     """
     most_rows, most_options = 0, 0
     for env in envs:
@@ -151,7 +168,8 @@ def tasks(
             for place in range(frame.waiting_count[env]):
                 job = frame.waiting[env, place]
                 kind = frame.kind[env, job]
-                if not frame.seen[env, job, partition] or here[partition, kind, 0] == np.inf:
+                open_ = here if masked else ideal
+                if not frame.seen[env, job, partition] or open_[partition, kind, 0] == np.inf:
                     continue
                 row = out.features[options]
                 out.row_of[options] = rows
@@ -162,6 +180,8 @@ def tasks(
                 reach, fitting = 0, 0
                 for level in range(LEVELS):
                     now[level] = here[partition, kind, level]
+                    if now[level] == np.inf:
+                        now[level] = ideal[partition, kind, level] + measures.FAR
                     least[level] = min(least[level], now[level])
                     best, elsewhere, after = np.inf, np.inf, np.inf
                     for other in range(count):
@@ -216,11 +236,13 @@ def places(
     jobs: np.ndarray,
     scratch: Measures,
     advice: np.ndarray,
+    masked: bool = True,
 ) -> Options:
     """For every task taken by an agent, the nodes and amounts that it may get; ``env_of`` ascends.
 
     Args:
         env_of: int64 [row] position among ``envs``.
+        masked: otherwise amounts are offered that an idle node has, also where they are not free now.
     """
     most_options = 0
     for row in range(len(jobs)):
@@ -244,7 +266,8 @@ def places(
                 continue
             ideal = min(ideal, scratch.ideal[node, kind, 0])
             for choice in range(frame.choices[env, kind]):
-                if not measures.choice_fits(frame, env, kind, choice, node):
+                fits = measures.choice_fits(frame, env, kind, choice, node)
+                if not fits and (masked or not measures.within(frame, env, kind, choice, node)):
                     continue
                 out.row_of[options] = row
                 out.value[options] = node
@@ -259,8 +282,8 @@ def places(
                     free, capacity = frame.free[env, node, resource], frame.capacity[env, node, resource]
                     area += scratch.scarcity[resource] * ratio(amount, scratch.total[resource])
                     features[11 + resource] = ratio(amount, capacity)
-                    features[14 + resource] = ratio(amount, free)
-                    features[17 + resource] = log_amount((free - amount) * _unit(resource))
+                    features[14 + resource] = ratio(amount, free) if amount <= free else MOST_OF_FREE
+                    features[17 + resource] = log_amount(max(0, free - amount) * _unit(resource))
                 area = seconds + np.log(max(1e-9, area))
                 for level in range(LEVELS):
                     cost = scratch.cost[node, kind, choice, level]
@@ -320,7 +343,7 @@ def _afterwards(
         least = frame.menu[env, own, 0, resource]
         if least > 0:
             fits = min(fits, (frame.free[env, node, resource] - frame.menu[env, own, choice, resource]) / least)
-    alike = 0.0 if fits == np.inf else np.log1p(fits)
+    alike = 0.0 if fits == np.inf else np.log1p(max(0.0, fits))
     features[20] = alike
     features[21] = np.log1p(after)
     features[22] = np.log1p(lost)

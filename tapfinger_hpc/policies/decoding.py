@@ -7,7 +7,7 @@ probable, as a teacher says) and what a placement is put on (the simulator, or a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,13 +18,18 @@ from tapfinger_hpc.features.graph import Graphs
 from tapfinger_hpc.features.measures import Measures
 from tapfinger_hpc.features.options import ADVISED_PLACE, Options
 from tapfinger_hpc.features.rows import Rows
-from tapfinger_hpc.frame import Frame
-from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.frame import WAITING, Frame
+from tapfinger_hpc.nets.config import Without
+from tapfinger_hpc.policies.compiled import draws, price
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import Truth, compiled
 
 WAIT = -1
 """In place of an option's number."""
+MOST_ROUNDS = 10_000
+"""Of one decision: each ends the turn of an agent or places a task."""
+LOTS = 2**30
+NOTHING = Without()
 Choose = Callable[[Options, np.ndarray | None, np.ndarray | None], np.ndarray]
 """(options, their log probabilities, those of waiting) -> for each row the chosen option's number, or WAIT."""
 
@@ -76,6 +81,7 @@ class Decision:
     steps: list[Step]
     excess: np.ndarray  # float64 [env] seconds by which what was placed takes longer than was thought possible at best
     placed: np.ndarray  # int64 [env]
+    last: np.ndarray  # bool [env] no further decision follows in the same slot
     encoded: int = 0
     """Environments whose state went through the encoder: those in which something could be placed."""
 
@@ -128,6 +134,16 @@ def settle(env: np.ndarray, job: np.ndarray, probability: np.ndarray, room: np.n
             if ahead > 0 or (ahead == 0 and rival < claim):
                 wins[claim] = False
     return wins
+
+
+@compiled
+def lots(frame: Frame, envs: np.ndarray, partitions: np.ndarray, jobs: np.ndarray) -> np.ndarray:
+    """float64 [claim] above 0 and up to 1, at random: of the same state, the same."""
+    drawn = np.zeros(len(envs))
+    for claim in range(len(envs)):
+        state = draws.source(frame, envs[claim], jobs[claim] * frame.partitions[envs[claim]] + partitions[claim])
+        drawn[claim] = (1 + draws.below(state, LOTS)) / LOTS
+    return drawn
 
 
 @compiled
@@ -213,32 +229,60 @@ class Decoder:
     """Makes decisions with a network; its scratch arrays belong to frames of one size."""
 
     def __init__(
-        self, network: Network | None, frame: Frame, prices: np.ndarray | None = None, patience: float = math.inf
+        self,
+        network: Network | None,
+        frame: Frame,
+        prices: np.ndarray | None = None,
+        *,
+        patience: float = math.inf,
+        without: Without = NOTHING,
     ) -> None:
         """
         Args:
             prices: constants of the price heuristic, whose advice the network then hears.
             patience: the heuristic's with jobs that have waited long, as for ``price.lay_out``.
+            without: what its agents go without.
         """
-        self.network = network
+        self.network, self._without = network, without
         self._prices, self._patience = prices, patience
         self._advice = options.no_advice(frame)
         self._scratch: Measures = measures.allocate(frame)
 
+    def slot(
+        self, world: World, envs: np.ndarray, choose: Callable[[np.ndarray], Choose], *, record: bool = False
+    ) -> Iterator[Decision]:
+        """Carries out all decisions of the present slot. Multi-task it is one; otherwise one after the other, of those
+        environments in which something was placed by the last.
+
+        Args:
+            choose: told the environments of each decision.
+        """
+        most = 1 if self._without.multi_task else MOST_ROUNDS
+        while len(envs):
+            decision = self.decide(world, envs, choose(envs), record=record, max_rounds=most)
+            if self._without.multi_task:
+                decision.last = decision.placed == 0
+            yield decision
+            envs = envs[~decision.last]
+
     def decide(
-        self, world: World, envs: np.ndarray, choose: Choose, *, record: bool = False, max_rounds: int = 10_000
+        self, world: World, envs: np.ndarray, choose: Choose, *, record: bool = False, max_rounds: int = MOST_ROUNDS
     ) -> Decision:
         """Carries out one decision in each of the environments."""
-        frame = world.frame
+        frame, without = world.frame, self._without
         graphs = graph.build(frame, envs, self._scratch)
         embeddings = None
         waits = np.zeros(frame.member.shape[:2], np.bool_)
         stale = np.ones(len(envs), np.bool_)
-        decision = Decision(graphs, envs, [], np.zeros(len(envs)), np.zeros(len(envs), np.int64))
+        decision = Decision(
+            graphs, envs, [], np.zeros(len(envs)), np.zeros(len(envs), np.int64), np.ones(len(envs), np.bool_)
+        )
         for number in range(max_rounds):
             if self._prices is not None and stale.any():
                 advise(frame, envs, stale, self._prices, self._patience, self._advice)
-            offered = options.tasks(frame, envs, waits, number, self._scratch, self._advice)
+            offered = options.tasks(frame, envs, waits, number, self._scratch, self._advice, not without.masks)
+            if without.pointer:
+                offered = options.first_of_rows(offered)
             if not len(offered.env):
                 break
             if self.network is not None and embeddings is None:
@@ -247,16 +291,17 @@ class Decoder:
             rows, of_options, of_waiting = self._scored(embeddings, graphs, envs, offered, task=True)
             chosen = choose(offered, of_options, of_waiting)
             urged = np.zeros(0, np.int64)
-            if of_options is not None:
+            if of_options is not None or without.pointer:  # a teacher may want none of the first tasks, for ever
                 before = chosen.copy()
-                take_what_waits_for_nothing(offered, of_options, chosen)
+                likely = np.zeros(len(offered.value), np.float32) if of_options is None else of_options
+                take_what_waits_for_nothing(offered, likely, chosen)
                 urged = np.flatnonzero(chosen != before)
             # Where one was urged, the others may have something that waits for nothing as well.
             waiting = (chosen == WAIT) & ~np.isin(offered.env, offered.env[urged])
             waits[envs[offered.env[waiting]], offered.partition[waiting]] = True
             if record:
                 decision.steps.append(_step(rows, offered, chosen, of_options, of_waiting))
-            winners = _winners(offered, chosen, of_options)
+            winners = self._winners(frame, envs, offered, chosen, of_options)
             places = options.places(
                 frame,
                 envs,
@@ -265,6 +310,7 @@ class Decoder:
                 offered.value[chosen[winners]],
                 self._scratch,
                 self._advice,
+                not without.masks,
             )
             of_places, placed_at = None, np.zeros(0, np.int64)
             if len(winners):
@@ -274,7 +320,23 @@ class Decoder:
                     decision.steps.append(_step(where, places, placed_at, of_places, None))
             round_ = Round(offered, of_options, of_waiting, chosen, urged, winners, places, of_places, placed_at)
             stale = world.carry_out(envs, round_, decision, self._advice)
+            if without.masks:
+                _punish(frame, envs, places, decision, waits)
         return decision
+
+    def _winners(
+        self, frame: Frame, envs: np.ndarray, offered: Options, chosen: np.ndarray, of_options: np.ndarray | None
+    ) -> np.ndarray:
+        """int64 the rows that get the task they chose."""
+        claiming = np.flatnonzero(chosen != WAIT)
+        picks = chosen[claiming]
+        probability, room = np.ones(len(picks)), offered.room[picks]
+        if self._without.bayes:
+            probability = lots(frame, envs[offered.env[claiming]], offered.partition[claiming], offered.value[picks])
+            room = np.zeros(len(picks))
+        elif of_options is not None:
+            probability = np.exp(of_options[picks].astype(np.float64))
+        return claiming[settle(offered.env[claiming], offered.value[picks], probability, room)]
 
     def _scored(
         self, embeddings: Any, graphs: Graphs, envs: np.ndarray, offered: Options, *, task: bool
@@ -286,6 +348,14 @@ class Decoder:
         return rows, of_options, of_waiting if task else None
 
 
+def _punish(frame: Frame, envs: np.ndarray, made: Options, decision: Decision, waits: np.ndarray) -> None:
+    """Agents whose choice could not be carried out are done for this decision, and pay what the task takes at best."""
+    for row in np.flatnonzero(frame.status[envs[made.env], made.job] == WAITING):
+        env, kind = envs[made.env[row]], frame.kind[envs[made.env[row]], made.job[row]]
+        waits[env, made.partition[row]] = True
+        decision.excess[made.env[row]] += frame.seconds[env, kind, : frame.choices[env, kind]].min()
+
+
 def _step(
     rows: Rows, offered: Options, chosen: np.ndarray, of_options: np.ndarray | None, of_waiting: np.ndarray | None
 ) -> Step:
@@ -295,14 +365,6 @@ def _step(
     if of_waiting is not None:
         log_probability = np.where(chosen == WAIT, of_waiting, log_probability)
     return Step(rows, chosen, log_probability, offered.env)
-
-
-def _winners(offered: Options, chosen: np.ndarray, of_options: np.ndarray | None) -> np.ndarray:
-    """int64 the rows that get the task they chose."""
-    claiming = np.flatnonzero(chosen != WAIT)
-    picks = chosen[claiming]
-    probability = np.ones(len(picks)) if of_options is None else np.exp(of_options[picks].astype(np.float64))
-    return claiming[settle(offered.env[claiming], offered.value[picks], probability, offered.room[picks])]
 
 
 def most_probable(offered: Options, of_options: np.ndarray | None, of_waiting: np.ndarray | None) -> np.ndarray:

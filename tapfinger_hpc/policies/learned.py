@@ -54,7 +54,7 @@ class LearnedPolicy:
             if self.info is not None and self.info.training.knowledge == ORACLE:
                 view.frame.log_std[:] = 0.0  # a network that was never in doubt has not learned what doubt means
             cluster = _Cluster(view)
-            decoder = Decoder(self._network, view.frame, self._prices, PATIENCE)
+            decoder = Decoder(self._network, view.frame, self._prices, patience=PATIENCE)
             decoder.decide(cluster, np.array([ENV]), most_probable)
             cluster.leave_the_rest()
         return view.decisions()

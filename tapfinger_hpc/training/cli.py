@@ -1,12 +1,14 @@
 """``tapfinger train``: a course of training with a progress bar, which Ctrl-C ends and ``--resume`` goes on with."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from tapfinger_hpc.errors import ConfigError
+from tapfinger_hpc.nets.config import ABLATIONS
 from tapfinger_hpc.sim.levels import LEVELS, ORACLE
 
 
@@ -26,6 +28,7 @@ from tapfinger_hpc.sim.levels import LEVELS, ORACLE
 @click.option(
     "--knowledge", type=click.Choice(LEVELS), default=ORACLE, show_default=True, help="What it is told of tasks' speed."
 )
+@click.option("--ablate", type=click.Choice(ABLATIONS), multiple=True, help="Go without this; repeatable.")
 @click.option("--from-scratch", is_flag=True, help="No imitation of the price heuristic before PPO.")
 @click.option("--resume", is_flag=True, help="Go on from what an earlier run left in the folder.")
 def train(
@@ -38,6 +41,7 @@ def train(
     table: Path | None,
     start: Path | None,
     knowledge: str,
+    ablate: Sequence[str],
     from_scratch: bool,
     resume: bool,
 ) -> None:
@@ -54,14 +58,8 @@ def train(
         raise ConfigError(
             f"training needs {error.name}, which is not installed: pip install 'tapfinger-hpc[train]'"
         ) from error
-    config = course.CourseConfig(
-        scenario,
-        knowledge=knowledge,
-        minutes=minutes,
-        iterations=iterations,
-        seed=seed,
-        teacher="" if from_scratch else "price",
-    )
+    config = course.CourseConfig(scenario, knowledge=knowledge, minutes=minutes, iterations=iterations, seed=seed)
+    config = course.ablated(config, [*ablate, *(["imitation"] if from_scratch else [])])
     try:
         info = starting.run(config, out, workers=workers, table=table, start=start, resume=resume)
     except KeyboardInterrupt:

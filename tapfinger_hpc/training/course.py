@@ -11,13 +11,14 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
+from msgspec.structs import replace
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -71,6 +72,21 @@ class CourseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the moving average of the weights, for each iteration that goes by in steps of the optimiser / 16."""
     save_every: int = 5
     """Iterations between two saved states."""
+
+
+def ablated(config: CourseConfig, names: Iterable[str]) -> CourseConfig:
+    """The same course without these parts, of ``ABLATIONS``."""
+    network = config.network
+    for name in names:
+        if name == "attention":
+            network = replace(network, rounds=0)
+        elif name == "imitation":
+            config = replace(config, teacher="")
+        elif name == "advice":
+            config = replace(config, advice=0.0)
+        else:
+            network = replace(network, without=replace(network.without, **{name.replace("-", "_"): True}))
+    return replace(config, network=network)
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Imitation: the network's rounds choose what a compiled policy's list of placements says, and are labelled so."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,14 +46,17 @@ def _tasks(offered: Options, plans: np.ndarray, counts: np.ndarray, done: np.nda
     option = 0
     for row in range(len(offered.env)):
         env = offered.env[row]
-        job = -1
-        for place in range(counts[env]):
-            if plans[env, place, 1] == offered.partition[row] and not done[env, place]:
-                job = plans[env, place, 0]
-                break
+        first = counts[env]
         while option < len(offered.row_of) and offered.row_of[option] == row:
-            if offered.value[option] == job:
-                chosen[row] = option
+            for place in range(first):
+                if (
+                    plans[env, place, 0] == offered.value[option]
+                    and plans[env, place, 1] == offered.partition[row]
+                    and not done[env, place]
+                ):
+                    first = place
+                    chosen[row] = option
+                    break
             option += 1
     return chosen
 
@@ -105,17 +109,17 @@ def lessons(
     """
     frame, truth = core.environments(workloads, beliefs=beliefs)
     world, draw = Simulated(frame, truth), Draw(source)
-    own_decoder, teacher_decoder = Decoder(network.compiled(), frame), Decoder(None, frame)
+    without = network.config.without
+    own_decoder = Decoder(network.compiled(), frame, without=without)
+    teacher_decoder = Decoder(None, frame, without=without)
     kept: list[Decision] = []
     envs = np.arange(len(workloads))
     while len(envs):
         own = source.random(len(envs)) < own_share
-        if own.any():
-            own_decoder.decide(world, envs[own], draw)
-        taught = envs[~own]
-        if len(taught):
-            follow = Follow(decide, parameters, frame, taught)
-            decision = teacher_decoder.decide(world, taught, follow, record=True)
+        for _ in own_decoder.slot(world, envs[own], lambda _: draw):
+            pass
+        follow = partial(Follow, decide, parameters, frame)
+        for decision in teacher_decoder.slot(world, envs[~own], follow, record=True):
             if decision.steps:
                 kept.append(decision)
         envs = pass_slot(frame, truth, envs)

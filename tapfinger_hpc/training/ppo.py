@@ -51,12 +51,12 @@ class PPOConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass
 class Collected:
-    """Episodes as they were played, slot by slot."""
+    """Episodes as they were played, decision by decision: one for each slot, or several where agents take one task."""
 
     decisions: list[Decision]
-    rewards: np.ndarray  # float64 [slot, env] in units of what a usual slot costs
-    alive: np.ndarray  # bool [slot, env]
-    discount: np.ndarray  # float64 [env] for each slot
+    rewards: np.ndarray  # float64 [decision, env] in units of what a usual slot costs
+    alive: np.ndarray  # bool [decision, env] that took part in it
+    discount: np.ndarray  # float64 [decision, env] of what comes after; 1 where no slot passes
     mean_jct: np.ndarray  # float64 [env]
 
 
@@ -75,36 +75,43 @@ def collect(
         beliefs: what the network is told of the tasks' times; it is paid for the true ones.
     """
     frame, truth = core.environments(workloads, beliefs=beliefs)
-    world, decoder, draw = Simulated(frame, truth), Decoder(network.compiled(), frame, prices), Draw(source)
+    world, draw = Simulated(frame, truth), Draw(source)
+    decoder = Decoder(network.compiled(), frame, prices, without=network.config.without)
     best = np.array([np.mean([kind.slots.min() for kind in each.scenario.types]) for each in workloads])
+    of_slot = config.discount ** (1 / best)
     usual = best * [each.scenario.arrivals for each in workloads]
     envs = np.arange(len(workloads))
     decisions: list[Decision] = []
     rewards: list[np.ndarray] = []
     alive: list[np.ndarray] = []
+    discounts: list[np.ndarray] = []
     while len(envs):
-        decision = decoder.decide(world, envs, draw, record=True)
-        reward, here = np.zeros(len(workloads)), np.zeros(len(workloads), bool)
-        here[envs] = True
-        reward[envs] = -(decision.excess + frame.waiting_count[envs]) / usual[envs]
-        decisions.append(decision)
-        rewards.append(reward)
-        alive.append(here)
+        for decision in decoder.slot(world, envs, lambda _: draw, record=True):
+            here, there = np.zeros(len(workloads), bool), decision.envs
+            here[there] = True
+            reward, discount = np.zeros(len(workloads)), np.ones(len(workloads))
+            reward[there] = -(decision.excess + decision.last * frame.waiting_count[there]) / usual[there]
+            discount[there] = np.where(decision.last, of_slot[there], 1.0)
+            decisions.append(decision)
+            rewards.append(reward)
+            alive.append(here)
+            discounts.append(discount)
         envs = pass_slot(frame, truth, envs)
     mean_jct = np.array([core.mean_completion_time(frame, truth, env) for env in range(len(workloads))])
-    return Collected(decisions, np.array(rewards), np.array(alive), config.discount ** (1 / best), mean_jct)
+    return Collected(decisions, np.array(rewards), np.array(alive), np.array(discounts), mean_jct)
 
 
 def advantages(collected: Collected, values: np.ndarray, siblings: int, trace: float) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages and returns, float64 [slot, env]; ``values`` is the critic's, 0 where an episode is over."""
+    """Advantages and returns, float64 [decision, env]; ``values`` is the critic's, 0 where it has none."""
     slots, envs = collected.rewards.shape
     advantage = np.zeros((slots, envs))
     following, next_value = np.zeros(envs), np.zeros(envs)
     for slot in range(slots - 1, -1, -1):
-        surprise = collected.rewards[slot] + collected.discount * next_value - values[slot]
-        following = np.where(collected.alive[slot], surprise + collected.discount * trace * following, 0.0)
+        discount, here = collected.discount[slot], collected.alive[slot]
+        surprise = collected.rewards[slot] + discount * next_value - values[slot]
+        following = np.where(here, surprise + discount * trace * following, following)
         advantage[slot] = following
-        next_value = values[slot]
+        next_value = np.where(here, values[slot], next_value)
     returns = advantage + values
     if siblings > 1:
         grouped = advantage.reshape(slots, -1, siblings)
