@@ -40,7 +40,7 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """One policy in one contest. Times are in slots."""
+    """One policy in one contest. Times are in slots (in event time: in units of ``Scenario.unit``)."""
 
     policy: str
     knowledge: str
@@ -127,7 +127,7 @@ class Contest(msgspec.Struct, frozen=True):
         by the ratio of each.
         """
         found = self.difference(policy, reference)
-        return found.ratio if self.scenario == "random" else found.relative
+        return found.ratio if self.scenario in scenarios.DRAWN else found.relative
 
     def difference(self, policy: str, against: str) -> Difference:
         return next(row for row in self.differences if (row.policy, row.against) == (policy, against))
@@ -208,11 +208,10 @@ def play_task(task: PlayTask) -> list[Run]:
     """Plays, after a short episode that does not count."""
     workloads = task.workloads()
     first = workloads[0]
-    short = Workload(first.scenario, first.seed, *(part[:WARM_UP_TASKS] for part in _parts(first)))
-    play([short], task.contender.player(first.scenario, task.seeds[0]))
+    play([first.begin(WARM_UP_TASKS)], task.contender.player(first.scenario, task.seeds[0]))
     runs = []
-    # One scenario for each seed of "random": a policy that is made for a scenario is made for each of them.
-    for together in [[one] for one in workloads] if task.scenario == "random" else [workloads]:
+    # Where each seed has a scenario of its own, a policy that is made for a scenario is made for each of them.
+    for together in [[one] for one in workloads] if task.scenario in scenarios.DRAWN else [workloads]:
         player = task.contender.player(together[0].scenario, together[0].seed)
         episodes = play(together, player)
         passes = getattr(player, "passes", 0) / len(episodes)
@@ -233,19 +232,21 @@ def run(episode: Episode, knowledge: str, passes: float = 0.0) -> Run:
     """
     workload = episode.workload
     scenario = workload.scenario
+    ours, unit = workload.ours, scenario.unit
     capacity = np.array(scenario.capacities).sum(axis=0)
     held = episode.used.sum(axis=0)
-    least = np.array([_least_slots(kind.slots) for kind in scenario.types])[workload.type].sum(axis=0)
+    least = np.array([_least_slots(kind.slots) for kind in scenario.types])[workload.type] * workload.work[:, None]
+    least = least[ours].sum(axis=0) / unit
     return Run(
         seed=workload.seed,
         knowledge=knowledge,
         load=scenario.load,
-        alone=float(alone(workload).mean()),
-        completion=episode.completion_times.astype(np.float32),
-        waiting=(episode.start - workload.arrival).astype(np.float32),
+        alone=float(alone(workload)[ours].mean() / unit),
+        completion=(episode.completion_times / unit).astype(np.float32),
+        waiting=((episode.start - workload.arrival)[ours] / unit).astype(np.float32),
         present=episode.present.sum(axis=1).astype(np.float32),
         use=(episode.used / capacity).astype(np.float32),
-        arriving=int(workload.arrival[-1]) + 1,
+        arriving=int(workload.arrival[-1] / unit) + 1,
         needed=(float(least[0]), float(least[1])),
         held=(float(held[0]), float(held[1])),
         decisions=episode.decisions,
@@ -371,10 +372,6 @@ def loads(text: str) -> tuple[float, ...]:
     if not found or min(found) <= 0:
         raise ConfigError(f"loads {text!r}: expected numbers above 0 such as 0.8, 0.5,0.9 or 0.3:1.1:0.1")
     return found
-
-
-def _parts(workload: Workload) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return workload.arrival, workload.type, workload.reachable
 
 
 def _least_slots(slots: np.ndarray) -> np.ndarray:

@@ -84,6 +84,8 @@ def simulator(
     if threads > numba.config.NUMBA_NUM_THREADS:  # type: ignore[attr-defined]
         raise ScenarioError(f"--threads {threads}: numba has fewer here; give fewer, or set NUMBA_NUM_THREADS")
     workloads = [scenarios.workload(scenario, seed, table=table) for seed in range(envs)]
+    if workloads[0].scenario.slot == 0:
+        raise ScenarioError(f"--scenario {scenario}: a step is a sub-step of a slot, and it has none; take another")
     load = os.getloadavg()[0]
     sorts = [(LEAST, False, 1), (RANDOM, False, 1), (LEAST, True, 1), (RANDOM, True, 1)]
     if threads > 1:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapfinger_hpc.errors import ScenarioError
+from tapfinger_hpc.sim import sites
 from tapfinger_hpc.sim.scenarios import TaskType, Workload
+from tapfinger_hpc.sim.sites import SiteWorkload
 
 _SPREAD = 1.25
 """Delays of the first columns are so many times each other. Twice is faster where load is light, and slow in finding
@@ -40,6 +43,8 @@ class Bound:
 
 def alone(workload: Workload) -> np.ndarray:
     """float64 [task] slots from arrival to completion with the cluster to itself, on constant amounts."""
+    if isinstance(workload, SiteWorkload):
+        return sites.alone(workload)
     programme = _Programme(workload)
     least = np.array([[base[agent, :, 0].min() for agent in range(programme.agents)] for base in programme.idle])
     return np.where(workload.reachable, least[workload.type], np.inf).min(axis=1)
@@ -51,7 +56,15 @@ def bound(workload: Workload, *, tolerance: float = 1e-3, rounds: int = 40) -> B
     Args:
         tolerance: when the programme is known to be within this share, no more columns are made.
         rounds: nor after so many solutions of the programme.
+
+    Raises:
+        ScenarioError: the workload is in event time.
     """
+    if workload.scenario.slot == 0:
+        raise ScenarioError(
+            f"the bound of a workload of scenario {workload.scenario.name!r}: the programme counts slots, and this one "
+            "is in event time; leave out the bound"
+        )
     programme = _Programme(workload)
     columns = programme.first_columns()
     best, best_prices, gap, solved = -math.inf, None, math.inf, 0

@@ -72,7 +72,8 @@ def simulate(
         file.close()
     shown = evaluation.interval(means)
     spread = f", 95 % interval {shown.low:.3f} to {shown.high:.3f}" if episodes > 1 else ""
-    click.echo(f"{scenario} {policy}: mean completion time {shown.mean:.3f} slots of {episodes} episodes{spread}")
+    unit = "s" if scenario == "cluster" else "slots"
+    click.echo(f"{scenario} {policy}: mean completion time {shown.mean:.3f} {unit} of {episodes} episodes{spread}")
 
 
 @click.command()

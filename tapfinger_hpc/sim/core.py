@@ -4,24 +4,26 @@ It fills a ``Frame``, which policies read, and keeps what they may not know (tru
 Functions take the two, and the number of an environment; none allocates. Slots follow the authors' program: within a
 slot any number of rounds of placements; then a slot passes, tasks end, new ones enter the windows ahead of queued ones.
 Where a ``Belief`` was loaded, times in the frame are believed ones; when a task really ends is the truth's alone.
+
+A cluster in event time takes two environments: one that is shown, as it was when it was last looked at, and one that is
+as things are (``LOOK``). Callers name the first; ``place`` and ``advance`` work on both.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from tapfinger_hpc.errors import ScenarioError
 from tapfinger_hpc.frame import DONE, FUTURE, RUNNING, WAITING, Frame, allocate
-from tapfinger_hpc.sim import scenarios
+from tapfinger_hpc.sim import others, scenarios
+from tapfinger_hpc.sim.compiling import compiled as compiled
+from tapfinger_hpc.sim.compiling import lean, threaded, woven
 from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.scenarios import Workload
+from tapfinger_hpc.sim.sites import Site, SiteWorkload
 
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
-lean: Any = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload]
-"""For functions that allocate nothing and return numbers alone: without counting references. To count those to the
-fifty arrays of a frame and its truth at every call took nine tenths of a step's time."""
 WAIT = -1
 """The place in the window that stands for taking no task."""
 OVERDUE = 0.5
@@ -29,7 +31,8 @@ OVERDUE = 0.5
 standard deviation of its logarithm: near the mean of what then remains of a log-normal time."""
 LEAST_OVERDUE = 0.02
 """The least such share, for kinds that are thought to be known well."""
-threaded = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+RETRY_S = 10.0
+"""After a refusal a cluster in event time is looked at again by then, if nothing happens before."""
 
 
 class Truth(NamedTuple):
@@ -62,6 +65,49 @@ class Truth(NamedTuple):
     state: np.ndarray  # uint64 [B] of each environment's own random numbers
     choice: np.ndarray  # int64 [B, P] room for ``step``: the task that each agent goes for
     claim: np.ndarray  # float64 [B, P] room for ``step``: the agent's claim to it
+    # What slotted scenarios have little use for. As records: every further array costs each call of a function time.
+    best: np.ndarray  # float64 [B, K] time of a task on the best amounts of its menu
+    mem_mb: np.ndarray  # int64 [B, K, G] MiB without which a task cannot run on so many GPUs
+    look: np.ndarray  # LOOK [B]
+    job: np.ndarray  # JOB [B, J]
+
+
+LOOK = np.dtype(
+    [
+        ("views", np.int64),  # 2 where the second half of all environments is kept for what is not shown
+        ("actual", np.int64),  # the environment that holds what is; its own number where all is shown
+        ("present", np.int64),  # our tasks in the system
+        ("cost", np.float64),  # time that tasks waited so far, and what those placed take longer than at best
+        ("late", np.float64),  # how old what is shown is when a decision about it is carried out
+        ("refusal", np.float64),  # share of placements that are refused without a reason
+        ("again", np.float64),  # when to look again though nothing may have happened
+        ("news", np.bool_),  # something has happened since what is shown
+        ("lined", np.int64),  # waiting jobs of others
+        ("lining", np.int64),  # the first job that may have to be lined up yet
+        # A placement that is asked for, while jobs of others are planned with it.
+        ("held_node", np.int64),
+        ("held_cpus", np.int64),
+        ("held_gpus", np.int64),
+        ("held_mb", np.int64),
+        ("held_until", np.float64),
+    ]
+)
+JOB = np.dtype(
+    [
+        ("pace", np.float64),  # its own time over that of its kind
+        ("others", np.bool_),  # a job of others: it never stands in ``Frame.waiting``, and counts as finished
+        ("cpus", np.int64),  # what Slurm starts it with
+        ("gpus", np.int64),
+        ("mem_mb", np.int64),
+        ("limit", np.float64),
+        ("priority", np.int64),
+        # By place, not by job: the line of waiting jobs of others, in the order in which Slurm serves them.
+        ("line", np.int64),
+        ("start", np.float64),  # when the one at this place is planned to start; infinite: never
+        ("node", np.int64),  # and where
+        ("before", np.float64),  # when it would start without the placement that is asked for
+    ]
+)
 
 
 class Sizes(NamedTuple):
@@ -75,6 +121,9 @@ class Sizes(NamedTuple):
     gpus: int
     places: int
     jobs: int
+    nodes: int
+    views: int
+    """2 where what is shown is not what is."""
 
     @classmethod
     def of(cls, workload: Workload, belief: Belief | None = None) -> "Sizes":
@@ -89,6 +138,8 @@ class Sizes(NamedTuple):
             gpus=max(kind.rate.shape[1] for kind in scenario.types) - 1,
             places=scenario.window,
             jobs=len(workload.arrival),
+            nodes=len(scenario.nodes),
+            views=1 if scenario.slot > 0 else 2,
         )
 
 
@@ -97,6 +148,8 @@ def environments(
 ) -> tuple[Frame, Truth]:
     """Environments at the start of these workloads; they may be of different scenarios.
 
+    Those in event time have a second environment, behind all that are named.
+
     Args:
         room: where greater ones are to be loaded later.
         beliefs: what the frame says of the speed of each workload's tasks; None is the truth.
@@ -104,7 +157,8 @@ def environments(
     beliefs = beliefs or [None] * len(workloads)
     needed = [Sizes.of(workload, belief) for workload, belief in zip(workloads, beliefs, strict=True)]
     needed += [room] if room else []
-    frame, truth = _empty(len(workloads), Sizes(*(max(sizes) for sizes in zip(*needed, strict=True))))
+    sizes = Sizes(*(max(each) for each in zip(*needed, strict=True)))
+    frame, truth = _empty(len(workloads) * sizes.views, sizes)
     for env, (workload, belief) in enumerate(zip(workloads, beliefs, strict=True)):
         load(frame, truth, env, workload, belief)
     return frame, truth
@@ -113,7 +167,7 @@ def environments(
 def _empty(batch: int, sizes: Sizes) -> tuple[Frame, Truth]:
     agents, kinds, jobs = sizes.agents, sizes.kinds, sizes.jobs
     cpus, gpus = sizes.cpus + 1, sizes.gpus + 1
-    frame = allocate(batch, partitions=agents, nodes=agents, kinds=kinds, choices=sizes.menu, jobs=jobs)
+    frame = allocate(batch, partitions=agents, nodes=sizes.nodes, kinds=kinds, choices=sizes.menu, jobs=jobs)
     truth = Truth(
         jobs=np.zeros(batch, np.int64),
         next=np.zeros(batch, np.int64),
@@ -141,7 +195,12 @@ def _empty(batch: int, sizes: Sizes) -> tuple[Frame, Truth]:
         state=np.zeros(batch, np.uint64),
         choice=np.full((batch, agents), -1, np.int64),
         claim=np.zeros((batch, agents)),
+        best=np.zeros((batch, kinds)),
+        mem_mb=np.zeros((batch, kinds, gpus), np.int64),
+        look=np.zeros(batch, LOOK),
+        job=np.zeros((batch, jobs), JOB),
     )
+    truth.look["views"], truth.look["actual"] = sizes.views, np.arange(batch)
     return frame, truth
 
 
@@ -154,24 +213,39 @@ def load(frame: Frame, truth: Truth, env: int, workload: Workload, belief: Belie
     Raises:
         ScenarioError: the workload needs more room than the arrays have.
     """
-    scenario, count = workload.scenario, len(workload.arrival)
-    agents, kinds = scenario.agents, len(scenario.types)
     _check_room(frame, truth, workload, belief)
+    truth.look["actual"][env] = env
+    _load(frame, truth, env, workload, belief)
+    if isinstance(workload, SiteWorkload):
+        actual = env + len(frame.now) // 2
+        truth.look["actual"][[env, actual]] = actual
+        _load(frame, truth, actual, workload, belief)
+        for each in (env, actual):
+            _load_site(truth, each, workload)
+    restart(frame, truth, env)
+
+
+def _load(frame: Frame, truth: Truth, env: int, workload: Workload, belief: Belief | None) -> None:
+    scenario, count = workload.scenario, len(workload.arrival)
+    agents, nodes, kinds = scenario.agents, len(scenario.nodes), len(scenario.types)
     _clear(frame, truth, env)
-    frame.partitions[env] = frame.nodes[env] = agents
-    frame.member[env, :agents, :agents] = np.eye(agents, dtype=np.bool_)
-    frame.capacity[env, :agents, :2] = scenario.capacities
-    frame.available[env, :agents] = True
-    frame.slot[env] = 1.0
+    frame.partitions[env], frame.nodes[env] = agents, nodes
+    frame.member[env, :agents, :nodes] = scenario.member
+    frame.capacity[env, :nodes] = scenario.nodes
+    frame.available[env, :nodes] = True
+    frame.slot[env] = scenario.slot
     frame.kinds[env] = kinds
     truth.places[env] = scenario.window
     for number, kind in enumerate(scenario.types):
         menu, slots = (belief.menus[number], belief.slots[number]) if belief else (kind.menu, kind.slots)
         frame.choices[env, number] = len(menu)
         frame.menu[env, number, : len(menu), :2] = menu
+        frame.menu[env, number, : len(menu), 2] = kind.mem_mb[menu[:, 1]]
         frame.seconds[env, number, : len(menu)] = slots[menu[:, 0], menu[:, 1]]
-        frame.log_std[env, number] = belief.log_std[number] if belief else 0.0
+        frame.log_std[env, number] = np.hypot(kind.log_std, belief.log_std[number] if belief else 0.0)
         cpus, gpus = kind.rate.shape
+        truth.best[env, number] = kind.slots[kind.menu[:, 0], kind.menu[:, 1]].min()
+        truth.mem_mb[env, number, :gpus] = kind.mem_mb
         truth.rate[env, number, :cpus, :gpus] = kind.rate
         truth.lasts[env, number, :cpus, :gpus] = kind.slots
         truth.curved[env, number] = kind.curved
@@ -179,12 +253,22 @@ def load(frame: Frame, truth: Truth, env: int, workload: Workload, belief: Belie
     frame.kind[env, :count] = workload.type
     frame.arrival[env, :count] = workload.arrival
     frame.reach[env, :count, :agents] = workload.reachable
-    truth.told[env] = belief is None
+    # What a job takes beyond its kind is not known to anyone.
+    truth.told[env] = belief is None and scenario.slot > 0
     truth.jobs[env] = count
     truth.arrivals[env] = scenario.arrivals
     truth.switch_weight[env] = scenario.switch_weight
     truth.state[env] = workload.seed
-    restart(frame, truth, env)
+
+
+def _load_site(truth: Truth, env: int, workload: SiteWorkload) -> None:
+    """What slotted scenarios lack."""
+    site, jobs = workload.scenario, truth.job[env, : len(workload.arrival)]
+    assert isinstance(site, Site)
+    truth.look["late"][env], truth.look["refusal"][env] = site.late_s, site.refusal
+    jobs["cpus"], jobs["gpus"], jobs["mem_mb"] = workload.asked.T
+    for name in ("pace", "others", "limit", "priority"):
+        jobs[name] = getattr(workload, name)
 
 
 def _check_room(frame: Frame, truth: Truth, workload: Workload, belief: Belief | None) -> None:
@@ -196,6 +280,8 @@ def _check_room(frame: Frame, truth: Truth, workload: Workload, belief: Belief |
         gpus=truth.rate.shape[3] - 1,
         places=truth.window.shape[2],
         jobs=frame.kind.shape[1],
+        nodes=frame.member.shape[2],
+        views=int(truth.look["views"][0]),
     )
     for what, needed, there in zip(Sizes._fields, Sizes.of(workload, belief), room, strict=True):
         if needed > there:
@@ -209,16 +295,29 @@ def _clear(frame: Frame, truth: Truth, env: int) -> None:
     """What a shorter workload or a smaller scenario would leave of the one before."""
     for array in (frame.member, frame.capacity, frame.available, frame.choices, frame.menu, frame.log_std):
         array[env] = 0
-    for array in (frame.kind, frame.arrival, frame.reach, truth.rate, truth.curved, truth.minimum):
+    for array in (frame.kind, frame.arrival, frame.reach, truth.rate, truth.curved, truth.minimum, truth.mem_mb):
         array[env] = 0
     frame.usable[env] = True
+    truth.look["late"][env] = truth.look["refusal"][env] = 0.0
+    truth.job[env] = 0
     frame.seconds[env] = np.inf
     truth.lasts[env] = np.inf
+    truth.job["limit"][env] = np.inf
+    truth.job["pace"][env] = 1.0
 
 
 @lean
 def restart(frame: Frame, truth: Truth, env: int) -> None:
     """Begins the episode of one environment anew, with the workload that it has."""
+    actual = truth.look[env].actual
+    _begin_anew(frame, truth, actual)
+    if actual != env:
+        _begin_anew(frame, truth, env)
+        _show(frame, truth, actual, env)
+
+
+@lean
+def _begin_anew(frame: Frame, truth: Truth, env: int) -> None:
     frame.now[env] = 0.0
     for node in range(frame.capacity.shape[1]):
         for resource in range(3):
@@ -245,7 +344,18 @@ def restart(frame: Frame, truth: Truth, env: int) -> None:
     truth.windowed[env] = 0
     truth.held[env] = 0
     truth.next_end[env] = np.inf
+    truth.look[env].present = 0
+    truth.look[env].cost = 0.0
+    truth.look[env].again = np.inf
+    truth.look[env].news = False
+    truth.look[env].lined = 0
+    truth.look[env].lining = 0
     _arrive(frame, truth, env)
+    if frame.slot[env] == 0.0:
+        for job in range(truth.jobs[env]):
+            truth.finished[env] += truth.job[env, job].others
+        others.line_up(truth, env)
+        _serve_others(frame, truth, env)
 
 
 @lean
@@ -328,14 +438,71 @@ def fits(frame: Frame, env: int, job: int, partition: int, node: int, cpus: int,
 def place(
     frame: Frame, truth: Truth, env: int, job: int, partition: int, node: int, cpus: int, gpus: int, mem_mb: int
 ) -> bool:
-    """Starts a waiting task; False, and nothing changes, where it does not fit or could not run on these amounts."""
+    """Starts a waiting task; False, and nothing changes, where it does not fit or could not run on these amounts.
+
+    What fits as things are shown may be refused as they are; the task is then not seen until the next look.
+    """
+    actual = truth.look[env].actual
+    if actual == env:
+        return _place(frame, truth, env, job, partition, node, cpus, gpus, mem_mb, frame.now[env])
+    if not fits(frame, env, job, partition, node, cpus, gpus, mem_mb):
+        return False
+    refused = truth.look[env].refusal > 0.0 and uniform(truth, env) < truth.look[env].refusal
+    refused = refused or not fits(frame, actual, job, partition, node, cpus, gpus, mem_mb)
+    refused = refused or others.would_delay(frame, truth, actual, job, node, cpus, gpus, mem_mb)
+    now = frame.now[actual]
+    if refused or not _place(frame, truth, actual, job, partition, node, cpus, gpus, mem_mb, now):
+        for agent in range(frame.partitions[env]):
+            frame.seen[env, job, agent] = False
+        truth.look[actual].again = now + RETRY_S
+        return False
+    _place(frame, truth, env, job, partition, node, cpus, gpus, mem_mb, now)
+    return True
+
+
+@lean
+def _place(
+    frame: Frame,
+    truth: Truth,
+    env: int,
+    job: int,
+    partition: int,
+    node: int,
+    cpus: int,
+    gpus: int,
+    mem_mb: int,
+    now: float,
+) -> bool:
+    """``place`` in one environment, whether it shows things as they are or not."""
     if not fits(frame, env, job, partition, node, cpus, gpus, mem_mb):
         return False
     lasts = _lasts(frame, truth, env, job, cpus, gpus, 0.0, False)
-    if lasts == np.inf:
+    if lasts == np.inf or mem_mb < truth.mem_mb[env, frame.kind[env, job], gpus]:
         return False
-    now = frame.now[env]
     _take_from_waiting(frame, truth, env, job)
+    _begin(frame, truth, env, job, partition, node, cpus, gpus, mem_mb, now, lasts)
+    best = truth.best[env, frame.kind[env, job]]
+    if frame.slot[env] == 0.0:
+        best *= truth.job[env, job].pace
+    truth.look[env].cost += lasts - best
+    return True
+
+
+@woven
+def _begin(
+    frame: Frame,
+    truth: Truth,
+    env: int,
+    job: int,
+    partition: int,
+    node: int,
+    cpus: int,
+    gpus: int,
+    mem_mb: int,
+    now: float,
+    lasts: float,
+) -> None:
+    """The task runs from now on."""
     truth.held[env, partition] += 1
     truth.next_end[env] = min(truth.next_end[env], now + lasts)
     frame.status[env, job] = RUNNING
@@ -352,7 +519,6 @@ def place(
     truth.since[env, job] = now
     truth.end[env, job] = now + lasts
     frame.expected_end[env, job] = _expected_end(frame, truth, env, job)
-    return True
 
 
 @lean
@@ -361,7 +527,7 @@ def reallocate(frame: Frame, truth: Truth, env: int, job: int, node: int, cpus: 
     running); False, and nothing changes, where they are not free or it does not run. It makes less progress in this
     slot, by the switch weight.
     """
-    if not (0 <= job < frame.status.shape[1] and frame.status[env, job] == RUNNING):
+    if not (0 <= job < frame.status.shape[1] and frame.status[env, job] == RUNNING and truth.look[env].actual == env):
         return False
     if not (0 <= node < frame.nodes[env] and cpus >= 0 and gpus >= 0):
         return False
@@ -412,7 +578,7 @@ def _expected_end(frame: Frame, truth: Truth, env: int, job: int) -> float:
             lasts = min(lasts, frame.seconds[env, kind, choice])
     if frame.slot[env] > 0.0 and lasts < np.inf:
         lasts = frame.slot[env] * max(1.0, np.rint(lasts / frame.slot[env]))
-    return frame.now[env] + lasts
+    return truth.since[env, job] + lasts
 
 
 @lean
@@ -439,27 +605,106 @@ def progress_of(frame: Frame, truth: Truth, env: int, job: int) -> float:
 
 @lean
 def advance(frame: Frame, truth: Truth, env: int) -> float:
-    """Lets a slot pass (or, in event time, goes to the next event). Returns the time that passed times the tasks that
+    """Lets a slot pass (or, in event time, goes to the next event). Returns the time that passed times our tasks that
     were in the system: summed over an episode that is the sum of completion times.
     """
-    before = frame.now[env]
-    tasks = frame.waiting_count[env] + frame.running_count[env]
-    if frame.slot[env] > 0:
-        frame.now[env] = before + frame.slot[env]
-    else:
-        following = np.inf
-        if truth.next[env] < truth.jobs[env]:
-            following = frame.arrival[env, truth.next[env]]
-        for position in range(frame.running_count[env]):
-            following = min(following, truth.end[env, frame.running[env, position]])
-        if following == np.inf:
-            return 0.0
-        frame.now[env] = max(before, following)
+    if truth.look[env].actual != env:
+        return _look_again(frame, truth, env)
+    if frame.slot[env] > 0.0:
+        return _pass_slot(frame, truth, env)
+    moment = _next_event(frame, truth, env)
+    return 0.0 if moment == np.inf else _pass(frame, truth, env, moment)
+
+
+@lean
+def _pass_slot(frame: Frame, truth: Truth, env: int) -> float:
+    truth.look[env].cost += frame.waiting_count[env] * frame.slot[env]
+    area = (frame.waiting_count[env] + frame.running_count[env]) * frame.slot[env]
+    frame.now[env] += frame.slot[env]
     _end(frame, truth, env)
     _put_off(frame, truth, env)
     _arrive(frame, truth, env)
     _refill(frame, truth, env)
-    return tasks * (frame.now[env] - before)
+    return area
+
+
+@lean
+def _pass(frame: Frame, truth: Truth, env: int, moment: float) -> float:
+    """Event time goes on to this moment, and what is due happens. Returns the time that passed times our tasks."""
+    passed = moment - frame.now[env]
+    area = truth.look[env].present * passed
+    truth.look[env].cost += frame.waiting_count[env] * passed
+    frame.now[env] = moment
+    if truth.look[env].again <= moment:
+        truth.look[env].again = np.inf
+    _end(frame, truth, env)
+    _put_off(frame, truth, env)
+    _arrive(frame, truth, env)
+    _refill(frame, truth, env)
+    others.line_up(truth, env)
+    _serve_others(frame, truth, env)
+    return area
+
+
+@lean
+def _next_event(frame: Frame, truth: Truth, env: int) -> float:
+    """When something next happens by itself, or is to be looked at; infinity where nothing ever will."""
+    following = truth.look[env].again
+    if truth.next[env] < truth.jobs[env]:
+        following = min(following, frame.arrival[env, truth.next[env]])
+    for position in range(frame.running_count[env]):
+        following = min(following, truth.end[env, frame.running[env, position]])
+    return max(frame.now[env], following)
+
+
+@lean
+def _look_again(frame: Frame, truth: Truth, env: int) -> float:
+    """Shows what is, once there is anything new, and lets the time go by that a decision about it takes."""
+    actual = truth.look[env].actual
+    area = 0.0
+    if not truth.look[env].news:
+        moment = _next_event(frame, truth, actual)
+        if moment == np.inf:
+            return 0.0
+        area += _pass(frame, truth, actual, moment)
+    truth.look[actual].again = np.inf
+    truth.look[env].news = False
+    _show(frame, truth, actual, env)
+    until = frame.now[actual] + truth.look[env].late
+    while frame.now[actual] < until:
+        moment = _next_event(frame, truth, actual)
+        truth.look[env].news = truth.look[env].news or moment <= until
+        area += _pass(frame, truth, actual, min(moment, until))
+    truth.finished[env] = truth.finished[actual]
+    truth.look[env].cost = truth.look[actual].cost
+    return area
+
+
+@lean
+def _show(frame: Frame, truth: Truth, source: int, target: int) -> None:
+    """Makes one environment show another as it is now; their clusters and workloads are the same."""
+    frame.now[target] = frame.now[source]
+    for node in range(frame.nodes[source]):
+        frame.available[target, node] = frame.available[source, node]
+        for resource in range(3):
+            frame.free[target, node, resource] = frame.free[source, node, resource]
+    for job in range(truth.next[source]):
+        frame.status[target, job] = frame.status[source, job]
+        frame.node[target, job] = frame.node[source, job]
+        frame.partition[target, job] = frame.partition[source, job]
+        frame.start[target, job] = frame.start[source, job]
+        frame.expected_end[target, job] = frame.expected_end[source, job]
+        for resource in range(3):
+            frame.amounts[target, job, resource] = frame.amounts[source, job, resource]
+        for agent in range(frame.partitions[source]):
+            frame.seen[target, job, agent] = frame.seen[source, job, agent]
+    frame.waiting_count[target] = frame.waiting_count[source]
+    for position in range(frame.waiting_count[source]):
+        frame.waiting[target, position] = frame.waiting[source, position]
+    frame.running_count[target] = frame.running_count[source]
+    for position in range(frame.running_count[source]):
+        frame.running[target, position] = frame.running[source, position]
+    truth.finished[target] = truth.finished[source]
 
 
 @lean
@@ -493,7 +738,7 @@ def step(frame: Frame, truth: Truth, env: int, actions: np.ndarray, rewards: np.
         for agent in range(agents):
             tasks = truth.held[env, agent] + truth.windowed[env, agent] + truth.queued[env, agent]
             rewards[env, agent] = -float(tasks)
-        advance(frame, truth, env)
+        _pass_slot(frame, truth, env)
     return placed
 
 
@@ -608,16 +853,17 @@ def _carry_out(frame: Frame, truth: Truth, env: int, agent: int, actions: np.nda
     job = truth.choice[env, agent]
     cpus, gpus, mem_mb = actions[env, agent, 1], actions[env, agent, 2], actions[env, agent, 3]
     node = _node_with_room(frame, env, job, agent, cpus, gpus, mem_mb)
-    return node >= 0 and place(frame, truth, env, job, agent, node, cpus, gpus, mem_mb)
+    return node >= 0 and _place(frame, truth, env, job, agent, node, cpus, gpus, mem_mb, frame.now[env])
 
 
 @lean
 def mean_completion_time(frame: Frame, truth: Truth, env: int) -> float:
-    """Over the tasks that have ended."""
+    """Over our tasks that have ended."""
     total, count = 0.0, 0
+    actual = truth.look[env].actual
     for job in range(truth.jobs[env]):
-        if frame.status[env, job] == DONE:
-            total += truth.end[env, job] - frame.arrival[env, job]
+        if frame.status[actual, job] == DONE and not truth.job[env, job].others:
+            total += truth.end[actual, job] - frame.arrival[env, job]
             count += 1
     return total / count if count else np.nan
 
@@ -639,7 +885,7 @@ def _lasts(
     if rate <= 0.0:
         return np.inf
     if frame.slot[env] == 0.0:
-        return (1.0 - progress) / rate
+        return (1.0 - progress) / rate * truth.job[env, job].pace
     if progress == 0.0 and not switched:
         return truth.lasts[env, kind, cpus, gpus] * frame.slot[env]
     slots = 0
@@ -659,7 +905,7 @@ def _progress(frame: Frame, truth: Truth, env: int, job: int) -> float:
     progress = truth.progress[env, job]
     passed = frame.now[env] - truth.since[env, job]
     if frame.slot[env] == 0.0:
-        return progress + passed * rate
+        return progress + passed * rate / truth.job[env, job].pace
     for slot in range(round(passed / frame.slot[env])):
         step = rate * np.sqrt(max(0.0, 1.2 - progress)) if truth.curved[env, kind] else rate
         if slot == 0 and truth.switched[env, job]:
@@ -682,7 +928,9 @@ def _end(frame: Frame, truth: Truth, env: int) -> None:
                 frame.free[env, frame.node[env, job], resource] += frame.amounts[env, job, resource]
             frame.status[env, job] = DONE
             truth.held[env, frame.partition[env, job]] -= 1
-            truth.finished[env] += 1
+            if frame.slot[env] > 0.0 or not truth.job[env, job].others:
+                truth.finished[env] += 1
+                truth.look[env].present -= 1
         else:
             following = min(following, end)
             frame.running[env, kept] = job
@@ -698,12 +946,17 @@ def _arrive(frame: Frame, truth: Truth, env: int) -> None:
         job = truth.next[env]
         truth.next[env] += 1
         frame.status[env, job] = WAITING
+        if frame.slot[env] == 0.0 and truth.job[env, job].others:
+            continue  # these stand in a line of their own
         frame.waiting[env, frame.waiting_count[env]] = job
         frame.waiting_count[env] += 1
+        truth.look[env].present += 1
         for agent in range(frame.partitions[env]):
             if not frame.reach[env, job, agent]:
                 continue
-            if truth.windowed[env, agent] < truth.places[env]:
+            if truth.places[env] == 0:
+                frame.seen[env, job, agent] = True
+            elif truth.windowed[env, agent] < truth.places[env]:
                 _enter(frame, truth, env, agent, job, 0)
             else:
                 truth.queue[env, agent, truth.queue_last[env, agent]] = job
@@ -735,7 +988,7 @@ def _refill(frame: Frame, truth: Truth, env: int) -> None:
                 truth.queued[env, agent] -= 1
 
 
-@lean
+@woven
 def _take_from_waiting(frame: Frame, truth: Truth, env: int, job: int) -> None:
     position, after = 0, frame.waiting_count[env]
     while position < after:  # they stand in the order of their numbers, which is that of their arrival
@@ -748,7 +1001,9 @@ def _take_from_waiting(frame: Frame, truth: Truth, env: int, job: int) -> None:
         frame.waiting[env, later - 1] = frame.waiting[env, later]
     frame.waiting_count[env] -= 1
     for agent in range(frame.partitions[env]):
-        if frame.seen[env, job, agent]:
+        if truth.places[env] == 0:
+            frame.seen[env, job, agent] = False
+        elif frame.seen[env, job, agent]:
             frame.seen[env, job, agent] = False
             place_ = 0
             while truth.window[env, agent, place_] != job:
@@ -757,3 +1012,34 @@ def _take_from_waiting(frame: Frame, truth: Truth, env: int, job: int) -> None:
             truth.windowed[env, agent] -= 1
         elif frame.reach[env, job, agent]:
             truth.queued[env, agent] -= 1
+
+
+@lean
+def _serve_others(frame: Frame, truth: Truth, env: int) -> None:
+    """Slurm's own turn: starts those jobs of others whose planned start has come."""
+    count, kept = truth.look[env].lined, 0
+    if count == 0:
+        return
+    others.plan(frame, truth, env, count)
+    now = frame.now[env]
+    for position in range(count):
+        job, node = truth.job[env, position].line, truth.job[env, position].node
+        asked = truth.job[env, job]
+        cpus, gpus, mem_mb = asked.cpus, asked.gpus, asked.mem_mb
+        if (
+            truth.job[env, position].start <= now
+            and cpus <= frame.free[env, node, 0]
+            and gpus <= frame.free[env, node, 1]
+            and mem_mb <= frame.free[env, node, 2]
+        ):
+            agent = 0
+            while not (frame.reach[env, job, agent] and frame.member[env, agent, node]):
+                agent += 1
+            lasts = min(_lasts(frame, truth, env, job, cpus, gpus, 0.0, False), asked.limit)
+            _begin(frame, truth, env, job, agent, node, cpus, gpus, mem_mb, now, lasts)
+            # Of jobs that are not ours the time limit is all that is known; ``speed.prior`` believes a third of it.
+            frame.expected_end[env, job] = now + asked.limit / 3
+        else:
+            truth.job[env, kept].line = job
+            kept += 1
+    truth.look[env].lined = kept

@@ -6,13 +6,18 @@ task among its placements, each valid from its slot on; 0 CPUs and 0 GPUs mean t
 
 from typing import Any
 
+import numpy as np
+
 from tapfinger_hpc.sim.episodes import Episode
 from tapfinger_hpc.sim.scenarios import Scenario
+from tapfinger_hpc.sim.sites import Site, SiteWorkload
 
 
 def record(episode: Episode, policy: str) -> dict[str, Any]:
     """One episode as a line holds it."""
     workload = episode.workload
+    if isinstance(workload, SiteWorkload):
+        return _on_site(episode, policy, workload)
     types = [kind.name for kind in workload.scenario.types]
     line: dict[str, Any] = {
         "scenario": workload.scenario.name,
@@ -48,4 +53,65 @@ def cluster(scenario: Scenario) -> dict[str, Any]:
             {"name": kind.name, "minimum": list(kind.minimum), "curved": kind.curved, "rate": kind.rate.tolist()}
             for kind in scenario.types
         ],
+    }
+
+
+def _on_site(episode: Episode, policy: str, workload: SiteWorkload) -> dict[str, Any]:
+    """An episode in event time: times are seconds, and jobs of others stand among the tasks."""
+    site = workload.scenario
+    assert isinstance(site, Site)
+    closed = episode.end[workload.ours].max()
+    placed = episode.changes[:, 0].astype(np.int64)
+    amounts = episode.amounts[placed]
+    return {
+        "scenario": site.name,
+        "policy": policy,
+        "seed": workload.seed,
+        "tasks": [
+            {
+                "id": task,
+                "arrival": arrival,
+                "type": site.types[kind].name,
+                "reachable": reach.nonzero()[0].tolist(),
+                "pace": pace,
+                "limit": limit,
+                "priority": priority,
+                **({"others": asked} if others else {}),
+            }
+            for task, (arrival, kind, reach, pace, limit, priority, others, asked) in enumerate(
+                zip(
+                    workload.arrival.tolist(),
+                    workload.type.tolist(),
+                    workload.reachable,
+                    workload.pace.tolist(),
+                    workload.limit.tolist(),
+                    workload.priority.tolist(),
+                    workload.others.tolist(),
+                    workload.asked.tolist(),
+                    strict=True,
+                )
+            )
+        ],
+        "placements": [
+            {"task": task, "time": time, "agent": agent, "node": node, "cpu": cpus, "gpu": gpus, "mem_mb": mem_mb}
+            for task, time, agent, node, (cpus, gpus, mem_mb) in zip(
+                placed.tolist(),
+                episode.start[placed].tolist(),
+                episode.agent[placed].tolist(),
+                episode.node[placed].tolist(),
+                amounts.tolist(),
+                strict=True,
+            )
+        ],
+        "completions": [{"task": task, "time": end} for task, end in enumerate(episode.end.tolist()) if end <= closed],
+        "mean_jct": episode.mean_jct,
+        "cluster": {
+            "nodes": site.nodes.tolist(),
+            "partitions": [list(nodes) for nodes in site.partitions],
+            "late_s": site.late_s,
+            "refusal": site.refusal,
+            "types": [
+                {"name": kind.name, "rate": kind.rate.tolist(), "mem_mb": kind.mem_mb.tolist()} for kind in site.types
+            ],
+        },
     }

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.frame import RUNNING, Frame
 from tapfinger_hpc.sim import core, experience
 from tapfinger_hpc.sim.core import Truth, compiled
 from tapfinger_hpc.sim.scenarios import Workload
@@ -17,7 +17,7 @@ MAX_SLOTS = 100_000
 
 
 class Player(Protocol):
-    """A policy in the slotted scenarios."""
+    """A policy in the simulator."""
 
     name: str
     knowledge: str
@@ -62,25 +62,26 @@ class Episode:
     workload: Workload
     policy: str
     knowledge: str
-    start: np.ndarray  # int64 [task] slot of the placement
-    end: np.ndarray  # int64 [task] slot of the completion
+    start: np.ndarray  # int64 [task] slot of the placement; float64 seconds in event time
+    end: np.ndarray  # int64 [task] slot of the completion; in event time infinite of what was not at its end
     agent: np.ndarray  # int64 [task]
-    amounts: np.ndarray  # int64 [task, 2] CPUs and GPUs (the last ones, where they were changed)
+    node: np.ndarray  # int64 [task] its last one
+    amounts: np.ndarray  # int64 [task, 3] CPUs, GPUs and MiB (the last ones, where they were changed)
     decisions: int
     decision_s: float
     """Time that the policy took for all its decisions."""
-    used: np.ndarray  # int64 [slot, 2] CPUs and GPUs held while the slot passed
-    present: np.ndarray  # int64 [slot, 2] tasks waiting and running then
+    used: np.ndarray  # [slot, 2] CPUs and GPUs that our tasks held while the slot passed; in event time its unit
+    present: np.ndarray  # [slot, 2] our tasks waiting and running then
     changes: np.ndarray  # int64 [change, 5] task, slot, node, CPUs, GPUs: every placement, and every change thereafter
 
     @property
     def completion_times(self) -> np.ndarray:
-        """float64 [task] slots from arrival to completion."""
-        return (self.end - self.workload.arrival).astype(np.float64)
+        """float64 [task] slots (or seconds) from arrival to completion, of our tasks."""
+        return (self.end - self.workload.arrival).astype(np.float64)[self.workload.ours]
 
     @property
     def mean_jct(self) -> float:
-        """Mean completion time in slots."""
+        """Mean completion time in slots, or in seconds."""
         return float(self.completion_times.mean())
 
 
@@ -137,10 +138,11 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
         seconds[envs] += (time.perf_counter() - started) / len(envs)
         decisions[envs] += max(1, made // len(envs))
         for env in envs.tolist():
-            nodes = frame.nodes[env]
-            used[env].append((frame.capacity[env, :nodes, :2] - frame.free[env, :nodes, :2]).sum(axis=0))
-            changes[env].append(_changes(frame, truth, env))
-            present[env].append((int(frame.waiting_count[env]), int(frame.running_count[env])))
+            if frame.slot[env] > 0:
+                nodes = frame.nodes[env]
+                used[env].append((frame.capacity[env, :nodes, :2] - frame.free[env, :nodes, :2]).sum(axis=0))
+                changes[env].append(_changes(frame, truth, env))
+                present[env].append((int(frame.waiting_count[env]), int(frame.running_count[env])))
             core.advance(frame, truth, env)
         envs = envs[[not core.over(truth, env) for env in envs.tolist()]]
         if not len(envs):
@@ -148,14 +150,17 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
     else:
         raise RuntimeError(f"{player.name} left tasks of {workloads[0].scenario.name} waiting for {MAX_SLOTS} slots")
     return [
-        Episode(
+        _episode(workload, player, frame, truth, env, int(decisions[env]), float(seconds[env]))
+        if workload.scenario.slot == 0
+        else Episode(
             workload=workload,
             policy=player.name,
             knowledge=player.knowledge,
             start=frame.start[env, : len(workload.arrival)].astype(np.int64),
             end=truth.end[env, : len(workload.arrival)].astype(np.int64),
             agent=frame.partition[env, : len(workload.arrival)].copy(),
-            amounts=frame.amounts[env, : len(workload.arrival), :2].copy(),
+            node=frame.node[env, : len(workload.arrival)].copy(),
+            amounts=frame.amounts[env, : len(workload.arrival)].copy(),
             decisions=int(decisions[env]),
             decision_s=float(seconds[env]),
             used=np.array(used[env]),
@@ -164,6 +169,44 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
         )
         for env, workload in enumerate(workloads)
     ]
+
+
+def _episode(
+    workload: Workload, player: Player, frame: Frame, truth: Truth, env: int, decisions: int, decision_s: float
+) -> Episode:
+    """What came of a workload in event time: everything follows from when tasks started and ended."""
+    count, actual = len(workload.arrival), int(truth.look["actual"][env])
+    begun = frame.status[actual, :count] >= RUNNING
+    start = np.where(begun, frame.start[actual, :count], np.inf)
+    end = np.where(begun, truth.end[actual, :count], np.inf)
+    amounts = frame.amounts[actual, :count].copy()
+    ours, unit = workload.ours, workload.scenario.unit
+    edges = np.arange(int(np.ceil(end[ours].max() / unit)) + 1) * unit
+    held = _in_cells(edges, start[ours], end[ours]).T @ amounts[ours, :2]
+    present = np.stack([_in_cells(edges, workload.arrival, start), _in_cells(edges, start, end)])[:, ours].sum(axis=1)
+    started = np.argsort(start, kind="stable")[: begun.sum()]
+    return Episode(
+        workload=workload,
+        policy=player.name,
+        knowledge=player.knowledge,
+        start=start,
+        end=end,
+        agent=frame.partition[actual, :count].copy(),
+        node=frame.node[actual, :count].copy(),
+        amounts=amounts,
+        decisions=decisions,
+        decision_s=decision_s,
+        used=held,
+        present=present.T,
+        changes=np.column_stack((started, start[started], frame.node[actual, started], amounts[started, :2])),
+    )
+
+
+def _in_cells(edges: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """float64 [task, cell] share of each cell of time that lies between begin and end."""
+    last = edges[-1]  # of infinite times too
+    before = np.clip(edges[None], np.minimum(begin, last)[:, None], np.minimum(end, last)[:, None])
+    return np.diff(before, axis=1) / np.diff(edges)
 
 
 def _changes(frame: Frame, truth: Truth, env: int) -> np.ndarray:

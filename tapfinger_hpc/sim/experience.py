@@ -12,7 +12,7 @@ from functools import lru_cache
 import msgspec
 import numpy as np
 
-from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.frame import DONE, Frame
 from tapfinger_hpc.policies.compiled import random_
 from tapfinger_hpc.sim import core, knowledge, scenarios
 from tapfinger_hpc.sim.core import Truth, compiled
@@ -62,10 +62,10 @@ class Experience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def is_of(self, scenario: Scenario) -> bool:
-        """Whether it was learned in this scenario; of ``random`` never, as that has other types each time."""
+        """Whether it was learned in this scenario; of ``DRAWN`` never, as those have other types each time."""
         here = [(kind.name, *kind.rate.shape) for kind in scenario.types]
         learned = [(kind.name, len(kind.slots), len(kind.slots[0])) for kind in self.types]
-        return self.scenario == scenario.name != scenarios.RANDOM and learned == here
+        return self.scenario == scenario.name not in scenarios.DRAWN and learned == here
 
 
 def beliefs(workloads: Sequence[Workload], level: str, experience: Experience | None = None) -> list[Belief | None]:
@@ -88,6 +88,8 @@ def learn(scenario: Scenario, episodes: int = EPISODES) -> Experience:
     workloads = [draw(calm, EXPLORING_SEED + number) for number in range(episodes)]
     frame, truth = core.environments(workloads)
     most = np.max([kind.rate.shape for kind in scenario.types], axis=0) - 1
+    if scenario.slot == 0:
+        most[:] = 0  # amounts of the menu
     seen = [
         explore(frame, truth, env, np.array([workload.seed, *most], np.float64))
         for env, workload in enumerate(workloads)
@@ -114,11 +116,14 @@ def explore(frame: Frame, truth: Truth, env: int, parameters: np.ndarray) -> np.
             core.place(frame, truth, env, job, agent, node, out[row, 3], out[row, 4], out[row, 5])
         core.advance(frame, truth, env)
     seen = np.zeros((truth.jobs[env], 4))
+    count, actual = 0, truth.look[env].actual
     for job in range(truth.jobs[env]):
-        seen[job, 0] = frame.kind[env, job]
-        seen[job, 1], seen[job, 2] = frame.amounts[env, job, 0], frame.amounts[env, job, 1]
-        seen[job, 3] = truth.end[env, job] - frame.start[env, job]
-    return seen
+        if frame.status[actual, job] == DONE:
+            seen[count, 0] = frame.kind[env, job]
+            seen[count, 1], seen[count, 2] = frame.amounts[actual, job, 0], frame.amounts[actual, job, 1]
+            seen[count, 3] = truth.end[actual, job] - frame.start[actual, job]
+            count += 1
+    return seen[:count]
 
 
 def fit(seen: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, float]:

@@ -15,7 +15,9 @@ from tapfinger_hpc.errors import ScenarioError
 from tapfinger_hpc.sim import core, observation, scenarios
 from tapfinger_hpc.sim.core import Sizes
 
-RANDOM_ROOM = Sizes(agents=24, kinds=5, menu=17 * 17, cpus=16, gpus=16, places=scenarios.WINDOW, jobs=384)
+RANDOM_ROOM = Sizes(
+    agents=24, kinds=5, menu=17 * 17, cpus=16, gpus=16, places=scenarios.WINDOW, jobs=384, nodes=24, views=1
+)
 """The greatest that ``scenarios.random_scenario`` draws."""
 RANDOM_ROWS = 32
 """Running tasks of one agent there: 32 CPUs and 32 GPUs, 1 of each for a task."""
@@ -150,6 +152,11 @@ class Workloads:
 
     def __init__(self, name: str, table: Path | None = None, tasks: int | None = None) -> None:
         self.name = name
+        if name == "cluster":
+            raise ScenarioError(
+                "an environment of scenario 'cluster': it has no slots and no windows, of which actions and "
+                "observations here are made; play it with `tapfinger simulate` or sim.core, or choose another scenario"
+            )
         if name == "random":
             if tasks is not None:
                 raise ScenarioError(

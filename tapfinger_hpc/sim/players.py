@@ -18,8 +18,8 @@ def make(name: str, *, seed: int = 0, **needs: Any) -> Player:
     Args:
         seed: for policies that draw at random.
         needs: what some policies need beyond that; the others ignore it. ``random`` takes ``scenario``, for the most
-            amounts that a task may be given (16 of each where it is not given). Policies that ask for times take
-            ``knowledge``; not so the two of Optimus, which always know the truth.
+            amounts that a task may be given (16 of each where it is not given; in event time those of the menu).
+            Policies that ask for times take ``knowledge``; not so the two of Optimus, which always know the truth.
 
     Raises:
         ConfigError: no policy has this name.
@@ -34,7 +34,9 @@ def _random(*, seed: int, scenario: Scenario | None = None, **_: Any) -> Player:
     from tapfinger_hpc.policies.compiled import random_
 
     most = np.array([16, 16])
-    if scenario is not None:
+    if scenario is not None and scenario.slot == 0:
+        most[:] = 0
+    elif scenario is not None:
         most = np.max([kind.rate.shape for kind in scenario.types], axis=0) - 1
     return CompiledPlayer("random", random_.decide, np.array([seed, *most]))
 

@@ -1,7 +1,8 @@
-"""The paper's scenarios by name, and random ones: slotted time, one node for each agent, CPUs and GPUs.
+"""Scenarios by name. The paper's, and random ones like them: slotted time, one node for each agent, CPUs and GPUs.
 
 Sizes, arrival rates and speeds are those of the authors' published program (nooblyh/TapFinger); arXiv:2302.00571 names
 the quantities. A workload is drawn once, from the scenario and a seed, so that every policy meets the same one.
+``sites`` draws those of "cluster", in event time.
 """
 
 import csv
@@ -10,12 +11,13 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from tapfinger_hpc.errors import ScenarioError
 
-RANDOM = "random"
+RANDOM, CLUSTER = "random", "cluster"
 """Another cluster, load and set of speed curves for each seed."""
 WINDOW = 10
 """Places in an agent's window; further tasks queue behind it."""
@@ -59,6 +61,16 @@ class TaskType:
         """int64 [choice, 2] the amounts that are worth having."""
         return worth_having(self.slots)
 
+    @property
+    def mem_mb(self) -> np.ndarray:
+        """int64 [GPUs + 1] MiB without which it cannot run on so many GPUs."""
+        return np.zeros(self.rate.shape[1], np.int64)
+
+    @property
+    def log_std(self) -> float:
+        """Of the logarithm of the time that its tasks take; 0 where they are all alike."""
+        return 0.0
+
 
 def worth_having(slots: np.ndarray) -> np.ndarray:
     """int64 [choice, 2] the amounts that no lesser amounts are as fast as (to 2 %), from the least upwards.
@@ -91,7 +103,27 @@ class Scenario:
 
     @property
     def agents(self) -> int:
-        return len(self.capacities)
+        return len(self.member)
+
+    @property
+    def slot(self) -> float:
+        """Length of a slot; 0 in event time."""
+        return 1.0
+
+    @property
+    def unit(self) -> float:
+        """What times are counted in where scenarios are compared: a slot."""
+        return self.slot
+
+    @property
+    def nodes(self) -> np.ndarray:
+        """int64 [node, 3] CPUs, GPUs, MiB."""
+        return np.array([(*pair, 0) for pair in self.capacities], dtype=np.int64)
+
+    @property
+    def member(self) -> np.ndarray:
+        """bool [agent, node] whose nodes they are."""
+        return np.eye(len(self.capacities), dtype=np.bool_)
 
     @property
     def load(self) -> float:
@@ -114,9 +146,27 @@ class Workload:
     type: np.ndarray  # int64 [task] position in scenario.types
     reachable: np.ndarray  # bool [task, agent]
 
+    @property
+    def ours(self) -> np.ndarray:
+        """bool [task] those that policies place, and whose completion times count."""
+        return np.ones(len(self.arrival), np.bool_)
+
+    @property
+    def work(self) -> np.ndarray:
+        """float64 [task] its time over that of its type."""
+        return np.ones(len(self.arrival))
+
+    def begin(self, tasks: int) -> "Workload":
+        """Its first so many tasks alone."""
+        return replace(self, arrival=self.arrival[:tasks], type=self.type[:tasks], reachable=self.reachable[:tasks])
+
 
 def draw(scenario: Scenario, seed: int) -> Workload:
     """The workload of this seed: the same for every policy."""
+    if scenario.slot == 0:
+        from tapfinger_hpc.sim import sites
+
+        return sites.draw(cast(sites.Site, scenario), seed)
     source = np.random.default_rng((seed, zlib.crc32(scenario.name.encode())))
     arrival: list[int] = []
     slot = 0
@@ -172,12 +222,16 @@ def random_scenario(source: np.random.Generator, *, tasks: int | None = None) ->
 
 
 def workload(name: str, seed: int, *, table: Path | None = None, load: float | None = None) -> Workload:
-    """The workload of this seed in the scenario of this name; of ``random``, each seed has a cluster of its own.
+    """The workload of this seed in the scenario of this name; in those of ``DRAWN`` each seed has its own cluster.
 
     Args:
         table: as for ``scenario``.
         load: scales the rate of arrivals so that the scenario's load is this.
     """
+    if name == CLUSTER:
+        from tapfinger_hpc.sim import sites
+
+        return sites.workload(seed, load=load)
     if name == RANDOM:
         chosen = random_scenario(np.random.default_rng((seed, zlib.crc32(b"cluster"))))
     else:
@@ -264,4 +318,6 @@ _TESTBED: dict[str, tuple[tuple[tuple[int, int], ...], float, int, tuple[int, in
     **{f"trace-3-{tasks}": (((32, 16),) * 3, 1.5, tasks, (2, 1), 8) for tasks in (500, 1000, 2000, 4000)},
     **{f"trace-6-{tasks}": (((32, 16),) * 6, 3, tasks, (2, 1), 8) for tasks in (2000, 4000, 8000)},
 }
-NAMES = (*_SYNTHETIC, *_TESTBED, RANDOM)
+DRAWN = (RANDOM, CLUSTER)
+"""Those of which every seed has a cluster of its own."""
+NAMES = (*_SYNTHETIC, *_TESTBED, *DRAWN)

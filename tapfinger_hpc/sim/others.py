@@ -1,0 +1,193 @@
+"""Jobs of others in the compiled core: when Slurm would start them, and which placements of ours would delay them.
+
+What ``reserve`` does in plain Python on the types of the live system, whose guard must stay readable; a test holds the
+two against each other. Every waiting job, in Slurm's order, gets the earliest start that the time limits of running
+jobs allow (conservative backfill); a placement of ours must not make any of those before it start later.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.sim.compiling import lean
+
+if TYPE_CHECKING:
+    from tapfinger_hpc.sim.core import Truth
+
+PROTECTED_JOBS = 32
+"""As in ``reserve``: how many waiting jobs a placement must not delay."""
+_NOWHERE = -1
+
+
+@lean
+def line_up(truth: "Truth", env: int) -> None:
+    """Those that have come wait behind all of their priority or more."""
+    for job in range(truth.look[env].lining, truth.next[env]):
+        if not truth.job[env, job].others:
+            continue
+        position = truth.look[env].lined
+        while position > 0:
+            before = truth.job[env, position - 1].line
+            if truth.job[env, before].priority >= truth.job[env, job].priority:
+                break
+            truth.job[env, position].line = before
+            position -= 1
+        truth.job[env, position].line = job
+        truth.look[env].lined += 1
+    truth.look[env].lining = truth.next[env]
+
+
+@lean
+def would_delay(frame: Frame, truth: "Truth", env: int, job: int, node: int, cpus: int, gpus: int, mem_mb: int) -> bool:
+    """Whether a job of others, whom Slurm would serve first, would start later for this placement."""
+    look, count = truth.look[env], 0
+    while count < min(look.lined, PROTECTED_JOBS):
+        if truth.job[env, truth.job[env, count].line].priority < truth.job[env, job].priority:
+            break
+        count += 1
+    if count == 0:
+        return False
+    now = frame.now[env]
+    until = now + truth.job[env, job].limit
+    plan(frame, truth, env, count)
+    if _has_room(frame, truth, env, count, now, until, node, cpus, gpus, mem_mb):
+        return False  # their plan leaves that room, so it can be kept as it is
+    for position in range(count):
+        truth.job[env, position].before = truth.job[env, position].start
+    look.held_node, look.held_until = node, until
+    look.held_cpus, look.held_gpus, look.held_mb = cpus, gpus, mem_mb
+    _plan(frame, truth, env, count)
+    later = False
+    for position in range(count):
+        later = later or truth.job[env, position].start > truth.job[env, position].before
+    return later
+
+
+@lean
+def plan(frame: Frame, truth: "Truth", env: int, count: int) -> None:
+    """Earliest start of each of the first so many of the line, in turn; each takes its room off the others'."""
+    truth.look[env].held_node = _NOWHERE
+    _plan(frame, truth, env, count)
+
+
+@lean
+def _plan(frame: Frame, truth: "Truth", env: int, count: int) -> None:
+    for position in range(count):
+        moment, node = frame.now[env], _NOWHERE
+        while moment < np.inf:
+            node = _node_with_room(frame, truth, env, position, moment)
+            if node >= 0:
+                break
+            moment = _next_change(frame, truth, env, position, moment)
+        truth.job[env, position].start = moment
+        truth.job[env, position].node = node
+
+
+@lean
+def _node_with_room(frame: Frame, truth: "Truth", env: int, position: int, moment: float) -> int:
+    """The first node on which this one of the line could start then, in the order of its partitions; -1: none."""
+    job = truth.job[env, position].line
+    asked = truth.job[env, job]
+    for partition in range(frame.partitions[env]):
+        if not frame.reach[env, job, partition]:
+            continue
+        for node in range(frame.nodes[env]):
+            if (
+                frame.member[env, partition, node]
+                and frame.available[env, node]
+                and asked.cpus <= frame.capacity[env, node, 0]
+                and asked.gpus <= frame.capacity[env, node, 1]
+                and asked.mem_mb <= frame.capacity[env, node, 2]
+                and _has_room(
+                    frame,
+                    truth,
+                    env,
+                    position,
+                    moment,
+                    moment + asked.limit,
+                    node,
+                    asked.cpus,
+                    asked.gpus,
+                    asked.mem_mb,
+                )
+            ):
+                return node
+    return _NOWHERE
+
+
+@lean
+def _has_room(
+    frame: Frame,
+    truth: "Truth",
+    env: int,
+    planned: int,
+    start: float,
+    end: float,
+    node: int,
+    cpus: int,
+    gpus: int,
+    mem_mb: int,
+) -> bool:
+    """Whether the amounts are free on the node all the time, with the first so many of the line as planned."""
+    if not _free_at(frame, truth, env, planned, start, node, cpus, gpus, mem_mb):
+        return False
+    for position in range(planned):  # otherwise there is only less when something is planned to start meanwhile
+        moment = truth.job[env, position].start
+        if (
+            truth.job[env, position].node == node
+            and start < moment < end
+            and not _free_at(frame, truth, env, planned, moment, node, cpus, gpus, mem_mb)
+        ):
+            return False
+    return True
+
+
+@lean
+def _free_at(
+    frame: Frame, truth: "Truth", env: int, planned: int, moment: float, node: int, cpus: int, gpus: int, mem_mb: int
+) -> bool:
+    look = truth.look[env]
+    cpus = frame.free[env, node, 0] - cpus
+    gpus = frame.free[env, node, 1] - gpus
+    mem_mb = frame.free[env, node, 2] - mem_mb
+    if look.held_node == node and moment < look.held_until:
+        cpus, gpus, mem_mb = cpus - look.held_cpus, gpus - look.held_gpus, mem_mb - look.held_mb
+    for position in range(frame.running_count[env]):
+        job = frame.running[env, position]
+        if frame.node[env, job] == node and _latest_end(frame, truth, env, job) <= moment:
+            cpus += frame.amounts[env, job, 0]
+            gpus += frame.amounts[env, job, 1]
+            mem_mb += frame.amounts[env, job, 2]
+    for position in range(planned):
+        begun = truth.job[env, position].start
+        asked = truth.job[env, truth.job[env, position].line]
+        if truth.job[env, position].node == node and begun <= moment < begun + asked.limit:
+            cpus, gpus, mem_mb = cpus - asked.cpus, gpus - asked.gpus, mem_mb - asked.mem_mb
+    return cpus >= 0 and gpus >= 0 and mem_mb >= 0
+
+
+@lean
+def _next_change(frame: Frame, truth: "Truth", env: int, planned: int, after: float) -> float:
+    """The first moment after this one at which anything is planned to change on any node."""
+    following = np.inf
+    for position in range(frame.running_count[env]):
+        end = _latest_end(frame, truth, env, frame.running[env, position])
+        if end > after:
+            following = min(following, end)
+    for position in range(planned):
+        start = truth.job[env, position].start
+        end = start + truth.job[env, truth.job[env, position].line].limit
+        if start > after:
+            following = min(following, start)
+        if end > after:
+            following = min(following, end)
+    if truth.look[env].held_node >= 0 and truth.look[env].held_until > after:
+        following = min(following, truth.look[env].held_until)
+    return following
+
+
+@lean
+def _latest_end(frame: Frame, truth: "Truth", env: int, job: int) -> float:
+    """By its time limit; one that is over it ends now."""
+    return max(frame.start[env, job] + truth.job[env, job].limit, frame.now[env])
