@@ -62,7 +62,7 @@ def _on_site(episode: Episode, policy: str, workload: SiteWorkload) -> dict[str,
     assert isinstance(site, Site)
     closed = episode.end[workload.ours].max()
     placed = episode.changes[:, 0].astype(np.int64)
-    amounts = episode.amounts[placed]
+    amounts = np.column_stack((episode.amounts, episode.mem_mb))[placed]
     return {
         "scenario": site.name,
         "policy": policy,

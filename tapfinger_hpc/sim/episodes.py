@@ -66,7 +66,8 @@ class Episode:
     end: np.ndarray  # int64 [task] slot of the completion; in event time infinite of what was not at its end
     agent: np.ndarray  # int64 [task]
     node: np.ndarray  # int64 [task] its last one
-    amounts: np.ndarray  # int64 [task, 3] CPUs, GPUs and MiB (the last ones, where they were changed)
+    amounts: np.ndarray  # int64 [task, 2] CPUs and GPUs (the last ones, where they were changed)
+    mem_mb: np.ndarray  # int64 [task]
     decisions: int
     decision_s: float
     """Time that the policy took for all its decisions."""
@@ -160,7 +161,8 @@ def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
             end=truth.end[env, : len(workload.arrival)].astype(np.int64),
             agent=frame.partition[env, : len(workload.arrival)].copy(),
             node=frame.node[env, : len(workload.arrival)].copy(),
-            amounts=frame.amounts[env, : len(workload.arrival)].copy(),
+            amounts=frame.amounts[env, : len(workload.arrival), :2].copy(),
+            mem_mb=frame.amounts[env, : len(workload.arrival), 2].copy(),
             decisions=int(decisions[env]),
             decision_s=float(seconds[env]),
             used=np.array(used[env]),
@@ -193,7 +195,8 @@ def _episode(
         end=end,
         agent=frame.partition[actual, :count].copy(),
         node=frame.node[actual, :count].copy(),
-        amounts=amounts,
+        amounts=amounts[:, :2],
+        mem_mb=amounts[:, 2],
         decisions=decisions,
         decision_s=decision_s,
         used=held,
