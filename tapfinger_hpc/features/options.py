@@ -104,7 +104,6 @@ def no_advice(frame: Frame) -> np.ndarray:
     return np.full((*frame.kind.shape, 5), -1, np.int64)
 
 
-@compiled
 def tasks(
     frame: Frame,
     envs: np.ndarray,
@@ -112,6 +111,7 @@ def tasks(
     round_: int,
     scratch: Measures,
     advice: np.ndarray,
+    *,
     masked: bool = True,
 ) -> Options:
     """For every agent that does not wait and has a task that fits, the tasks that it may take.
@@ -122,6 +122,19 @@ def tasks(
         advice: as of ``no_advice``.
         masked: otherwise tasks are offered that the agent could take on idle nodes, also where it has no room now.
     """
+    return _tasks(frame, envs, waits, round_, scratch, advice, masked)
+
+
+@compiled
+def _tasks(
+    frame: Frame,
+    envs: np.ndarray,
+    waits: np.ndarray,
+    round_: int,
+    scratch: Measures,
+    advice: np.ndarray,
+    masked: bool,
+) -> Options:
     most_rows, most_options = 0, 0
     for env in envs:
         most_rows += frame.partitions[env]
@@ -227,7 +240,6 @@ def tasks(
     return _cut(out, rows, options)
 
 
-@compiled
 def places(
     frame: Frame,
     envs: np.ndarray,
@@ -236,6 +248,7 @@ def places(
     jobs: np.ndarray,
     scratch: Measures,
     advice: np.ndarray,
+    *,
     masked: bool = True,
 ) -> Options:
     """For every task taken by an agent, the nodes and amounts that it may get; ``env_of`` ascends.
@@ -244,6 +257,21 @@ def places(
         env_of: int64 [row] position among ``envs``.
         masked: otherwise amounts are offered that an idle node has, also where they are not free now.
     """
+    # numba compiles a second time for an argument that is left out.
+    return _places(frame, envs, env_of, partitions, jobs, scratch, advice, masked)
+
+
+@compiled
+def _places(
+    frame: Frame,
+    envs: np.ndarray,
+    env_of: np.ndarray,
+    partitions: np.ndarray,
+    jobs: np.ndarray,
+    scratch: Measures,
+    advice: np.ndarray,
+    masked: bool,
+) -> Options:
     most_options = 0
     for row in range(len(jobs)):
         env = envs[env_of[row]]

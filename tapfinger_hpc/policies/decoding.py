@@ -280,7 +280,7 @@ class Decoder:
         for number in range(max_rounds):
             if self._prices is not None and stale.any():
                 advise(frame, envs, stale, self._prices, self._patience, self._advice)
-            offered = options.tasks(frame, envs, waits, number, self._scratch, self._advice, not without.masks)
+            offered = options.tasks(frame, envs, waits, number, self._scratch, self._advice, masked=not without.masks)
             if without.pointer:
                 offered = options.first_of_rows(offered)
             if not len(offered.env):
@@ -310,7 +310,7 @@ class Decoder:
                 offered.value[chosen[winners]],
                 self._scratch,
                 self._advice,
-                not without.masks,
+                masked=not without.masks,
             )
             of_places, placed_at = None, np.zeros(0, np.int64)
             if len(winners):

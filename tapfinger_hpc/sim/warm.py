@@ -20,6 +20,7 @@ def warm() -> None:
     for name in players.NAMES:
         if name != "tapfinger":
             episodes.play([workload], players.make(name, scenario=workload.scenario))
+    episodes.play([workload], players.make("srtf", knowledge="types"))
     frame, truth = core.environments([workload])
     agents = AgentsPlayer(checkpoint.load(checkpoint.DEFAULT)[0], price.DEFAULT)
     for _ in range(3):
