@@ -29,15 +29,20 @@ FAR = 6.0
 class Measures(NamedTuple):
     """Scratch arrays for one environment."""
 
+    of: np.ndarray  # int64 [1] the environment that they are of, as long as it stays as it was; -1 of none
     scale: np.ndarray  # float64 [1] geometric mean of the least seconds of the jobs in the system
     total: np.ndarray  # float64 [3] capacity of available nodes
     demand: np.ndarray  # float64 [3] work in the system over total * scale, on each job's thriftiest amounts
     scarcity: np.ndarray  # float64 [3] demand over the greatest of them
+    marked: np.ndarray  # int64 [M] scratch: position of the last waiting job that may use the node
+    wanted: np.ndarray  # bool [M, K] whether a waiting job of the kind may use the node
     queue: np.ndarray  # float64 [M] waiting jobs for the node; a job counts once over all nodes that it can use
     held_by: np.ndarray  # int64 [M] jobs that run on the node
     releases: np.ndarray  # int64 [M, RELEASES_AHEAD] job that ends next, second, ...; -1 beyond
+    seconds: np.ndarray  # float64 [K, O] log seconds
     best: np.ndarray  # float64 [K] log of the least seconds
     thrifty: np.ndarray  # int64 [K] choice of least seconds * share of the cluster
+    # Of kinds on nodes where they are wanted; elsewhere the least costs are infinite.
     cost: np.ndarray  # float64 [M, K, O, LEVELS] log cost
     now: np.ndarray  # float64 [M, K, LEVELS] log of the least cost of what fits now
     later: np.ndarray  # float64 [M, K, LEVELS] the same with waiting for one of the next releases
@@ -48,13 +53,17 @@ def allocate(frame: Frame) -> Measures:
     """Scratch arrays for environments of this frame."""
     nodes, kinds, choices = frame.capacity.shape[1], frame.menu.shape[1], frame.menu.shape[2]
     return Measures(
+        of=np.full(1, -1, np.int64),
         scale=np.ones(1),
         total=np.zeros(3),
         demand=np.zeros(3),
         scarcity=np.ones(3),
+        marked=np.zeros(nodes, np.int64),
+        wanted=np.zeros((nodes, kinds), np.bool_),
         queue=np.zeros(nodes),
         held_by=np.zeros(nodes, np.int64),
         releases=np.full((nodes, RELEASES_AHEAD), -1, np.int64),
+        seconds=np.zeros((kinds, choices)),
         best=np.zeros(kinds),
         thrifty=np.zeros(kinds, np.int64),
         cost=np.zeros((nodes, kinds, choices, LEVELS)),
@@ -73,6 +82,20 @@ def measure(frame: Frame, env: int, into: Measures) -> None:
     _find_releases(frame, env, into)
     for node in range(frame.nodes[env]):
         _find_costs(frame, env, into, node)
+    into.of[0] = env
+
+
+@lean
+def keep(frame: Frame, env: int, into: Measures) -> None:
+    """Works them out where they are not known. Who changes a frame after that says ``forget``."""
+    if into.of[0] != env:
+        measure(frame, env, into)
+
+
+@lean
+def forget(into: Measures) -> None:
+    """The environment is not what it was."""
+    into.of[0] = -1
 
 
 @lean
@@ -130,6 +153,7 @@ def _find_kinds(frame: Frame, env: int, into: Measures) -> None:
         into.thrifty[kind] = 0
         for choice in range(frame.choices[env, kind]):
             seconds = frame.seconds[env, kind, choice]
+            into.seconds[kind, choice] = np.log(seconds)
             least = min(least, seconds)
             area = 0.0
             for resource in range(3):
@@ -145,6 +169,8 @@ def _find_demand(frame: Frame, env: int, into: Measures) -> None:
     log_scale, count = 0.0, 0
     into.queue[:] = 0.0
     into.demand[:] = 0.0
+    into.wanted[:] = False
+    into.marked[:] = -1
     for position in range(frame.waiting_count[env]):
         job = frame.waiting[env, position]
         kind = frame.kind[env, job]
@@ -154,10 +180,19 @@ def _find_demand(frame: Frame, env: int, into: Measures) -> None:
         for resource in range(3):
             into.demand[resource] += frame.menu[env, kind, choice, resource] * frame.seconds[env, kind, choice]
         nodes = 0
+        for partition in range(frame.partitions[env]):
+            if frame.reach[env, job, partition]:
+                for node in range(frame.nodes[env]):
+                    if (
+                        frame.member[env, partition, node]
+                        and into.marked[node] != position
+                        and open_to(frame, env, kind, node)
+                    ):
+                        into.marked[node] = position
+                        into.wanted[node, kind] = True
+                        nodes += 1
         for node in range(frame.nodes[env]):
-            nodes += _may_use(frame, env, job, node)
-        for node in range(frame.nodes[env]):
-            if _may_use(frame, env, job, node):
+            if into.marked[node] == position:
                 into.queue[node] += 1.0 / nodes
     for position in range(frame.running_count[env]):
         job = frame.running[env, position]
@@ -180,16 +215,6 @@ def _find_demand(frame: Frame, env: int, into: Measures) -> None:
         greatest = max(greatest, into.demand[resource])
     for resource in range(3):
         into.scarcity[resource] = into.demand[resource] / greatest if greatest > 0 else 1.0
-
-
-@lean
-def _may_use(frame: Frame, env: int, job: int, node: int) -> bool:
-    if not open_to(frame, env, frame.kind[env, job], node):
-        return False
-    for partition in range(frame.partitions[env]):
-        if frame.reach[env, job, partition] and frame.member[env, partition, node]:
-            return True
-    return False
 
 
 @lean
@@ -221,6 +246,8 @@ def _find_costs(frame: Frame, env: int, into: Measures, node: int) -> None:
             into.now[node, kind, level] = np.inf
             into.later[node, kind, level] = np.inf
             into.ideal[node, kind, level] = np.inf
+        if not into.wanted[node, kind]:
+            continue
         for choice in range(frame.choices[env, kind]):
             weighted, largest = 0.0, 0.0
             for resource in range(3):
@@ -228,11 +255,11 @@ def _find_costs(frame: Frame, env: int, into: Measures, node: int) -> None:
                 weighted += into.scarcity[resource] * share
                 largest = max(largest, share)
             held = (weighted + largest) / 2
-            seconds = np.log(frame.seconds[env, kind, choice])
             could = within(frame, env, kind, choice, node)
             fits = could and choice_fits(frame, env, kind, choice, node)
             for level in range(LEVELS):
-                cost = seconds + np.log1p(_PRICES[level] * crowd * held)
+                price = _PRICES[level] * crowd * held
+                cost = into.seconds[kind, choice] + (np.log1p(price) if price > 0.0 else 0.0)
                 into.cost[node, kind, choice, level] = cost
                 if could:
                     into.ideal[node, kind, level] = min(into.ideal[node, kind, level], cost)
@@ -254,7 +281,7 @@ def _find_costs(frame: Frame, env: int, into: Measures, node: int) -> None:
                 continue
         wait = max(0.0, frame.expected_end[env, job] - frame.now[env])
         for kind in range(frame.kinds[env]):
-            if not frame.usable[env, kind, node]:
+            if not into.wanted[node, kind]:
                 continue
             for level in range(LEVELS):
                 least = np.inf

@@ -117,6 +117,7 @@ def tasks(
     """For every agent that does not wait and has a task that fits, the tasks that it may take.
 
     Args:
+        scratch: its measures are taken for those of the environment that they say (``measures.keep``).
         waits: bool [B, P] agents that have chosen to wait in this decision. Those without an option are added: room
             only shrinks while a decision is made.
         advice: as of ``no_advice``.
@@ -148,7 +149,7 @@ def _tasks(
             asked = asked or not waits[env, partition]
         if frame.waiting_count[env] == 0 or not asked:
             continue
-        measures.measure(frame, env, scratch)
+        measures.keep(frame, env, scratch)
         count = frame.partitions[env]
         here = np.full((count, frame.kinds[env], LEVELS), np.inf)
         later = np.full((count, frame.kinds[env], LEVELS), np.inf)
@@ -278,14 +279,11 @@ def _places(
         most_options += frame.nodes[env] * frame.choices[env, frame.kind[env, jobs[row]]]
     out = _empty(len(jobs), most_options, _PLACE)
     options = 0
-    measured = -1
     least = np.empty(LEVELS)
     for row in range(len(jobs)):
         env, partition, job = envs[env_of[row]], partitions[row], jobs[row]
         kind = frame.kind[env, job]
-        if measured != env:
-            measures.measure(frame, env, scratch)
-            measured = env
+        measures.keep(frame, env, scratch)
         begun = options
         least[:] = np.inf
         least_area, ideal = np.inf, np.inf
@@ -303,7 +301,7 @@ def _places(
                 out.room[options] = 0.0
                 out.idle[options] = False
                 features = out.features[options]
-                seconds = np.log(frame.seconds[env, kind, choice])
+                seconds = scratch.seconds[kind, choice]
                 area = 0.0
                 for resource in range(3):
                     amount = frame.menu[env, kind, choice, resource]

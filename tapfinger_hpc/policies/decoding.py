@@ -320,6 +320,8 @@ class Decoder:
                     decision.steps.append(_step(where, places, placed_at, of_places, None))
             round_ = Round(offered, of_options, of_waiting, chosen, urged, winners, places, of_places, placed_at)
             stale = world.carry_out(envs, round_, decision, self._advice)
+            if len(winners):
+                measures.forget(self._scratch)
             if without.masks:
                 _punish(frame, envs, places, decision, waits)
         return decision

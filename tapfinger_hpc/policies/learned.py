@@ -54,8 +54,10 @@ class LearnedPolicy:
             if self.info is not None and self.info.training.knowledge == ORACLE:
                 view.frame.log_std[:] = 0.0  # a network that was never in doubt has not learned what doubt means
             cluster = _Cluster(view)
-            decoder = Decoder(self._network, view.frame, self._prices, patience=PATIENCE)
-            decoder.decide(cluster, np.array([ENV]), most_probable)
+            without = decoding.NOTHING if self.info is None else self.info.network.without
+            decoder = Decoder(self._network, view.frame, self._prices, patience=PATIENCE, without=without)
+            for _ in decoder.slot(cluster, np.array([ENV]), lambda _: most_probable):
+                pass
             cluster.leave_the_rest()
         return view.decisions()
 
