@@ -9,8 +9,9 @@ import torch
 from tapfinger_hpc.features.graph import COLUMNS
 from tapfinger_hpc.features.options import AGENT_COLUMNS, OPTION_COLUMNS, Options
 from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.nets.config import Without
 from tapfinger_hpc.nets.policy_network import PolicyNetwork
-from tapfinger_hpc.policies.decoding import WAIT, Decision, Decoder, Draw, Simulated
+from tapfinger_hpc.policies.decoding import NOTHING, WAIT, Decision, Decoder, Draw, Simulated
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.sim.core import compiled
 from tapfinger_hpc.sim.episodes import pass_slot
@@ -21,22 +22,42 @@ from tapfinger_hpc.training.team import Team
 
 
 class Follow:
-    """Chooses as a compiled policy decides on the states as they are now; each agent takes its placements in order."""
+    """Chooses as a compiled policy decides on the states as they are now; each agent takes its placements in order.
 
-    def __init__(self, decide, parameters: np.ndarray, frame: Frame, envs: np.ndarray) -> None:
+    Where agents are offered their first task alone, it is asked in every round what it would do with these.
+    """
+
+    def __init__(
+        self, decide, parameters: np.ndarray, frame: Frame, envs: np.ndarray, without: Without = NOTHING
+    ) -> None:
+        self._decide, self._parameters, self._without = decide, parameters, without
         self._frame, self._envs = frame, envs
         self._plans = np.zeros((len(envs), frame.waiting.shape[1], 6), np.int64)
+        self._ask()
+
+    def _ask(self) -> None:
+        asked = zip(self._envs.tolist(), self._plans, strict=True)
         self._counts = np.array(
-            [decide(frame, env, parameters, plan) for env, plan in zip(envs.tolist(), self._plans, strict=True)],
-            np.int64,
+            [self._decide(self._frame, env, self._parameters, plan) for env, plan in asked], np.int64
         )
         self._done = np.zeros(self._plans.shape[:2], np.bool_)
+
+    def _ask_about(self, offered: Options) -> None:
+        """As if agents saw nothing but what is offered to them."""
+        seen = self._frame.seen
+        before = seen[self._envs]
+        seen[self._envs] = False
+        seen[self._envs[offered.env[offered.row_of]], offered.value, offered.partition[offered.row_of]] = True
+        self._ask()
+        seen[self._envs] = before
 
     def __call__(self, offered: Options, of_options: np.ndarray | None, of_waiting: np.ndarray | None) -> np.ndarray:
         if of_waiting is None and len(offered.job) and offered.job[0] >= 0:
             return _places(
                 offered, self._frame.menu, self._frame.kind, self._envs, self._plans, self._counts, self._done
             )
+        if self._without.pointer:
+            self._ask_about(offered)
         return _tasks(offered, self._plans, self._counts, self._done)
 
 
@@ -118,7 +139,7 @@ def lessons(
         own = source.random(len(envs)) < own_share
         for _ in own_decoder.slot(world, envs[own], lambda _: draw):
             pass
-        follow = partial(Follow, decide, parameters, frame)
+        follow = partial(Follow, decide, parameters, frame, without=without)
         for decision in teacher_decoder.slot(world, envs[~own], follow, record=True):
             if decision.steps:
                 kept.append(decision)
