@@ -162,7 +162,7 @@ def fit(seen: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, float]:
     across = amplitude * _alike(everywhere, points, best[1])
     gains = np.linalg.solve(best[2], across.T)
     slots = np.full(able.shape, np.inf)
-    slots[able] = np.exp(law(everywhere) + gains.T @ rest)
+    slots[able] = np.exp(law(everywhere) + gains.T @ rest + within / 2)  # the mean of a log-normal time
     unsure = np.maximum(0.0, amplitude - np.einsum("ij,ji->i", across, gains))
     return slots, float(np.sqrt(unsure.mean() + within))
 

@@ -181,7 +181,7 @@ class _Course:
         # An unknown name or a missing table is said at once.
         first = scenarios.workload(config.scenario, 0, table=table)
         self.experience: Experience | None = None
-        if config.knowledge == TYPES and config.scenario != scenarios.RANDOM:
+        if config.knowledge == TYPES and config.scenario not in scenarios.DRAWN:
             self.experience = experience.learn(first.scenario)
         self.network, self.averaged, self.critic = (
             PolicyNetwork(config.network),
