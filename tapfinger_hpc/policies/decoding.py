@@ -204,7 +204,7 @@ def _carry_out(
             best = np.inf
             for other in range(frame.choices[env, kind]):
                 best = min(best, frame.seconds[env, kind, other])
-            excess[position] += truth.end[env, job] - frame.now[env] - best
+            excess[position] += truth.end[env, job] - frame.start[env, job] - best * truth.job[env, job].pace
             placed[position] += 1
             stale[position] = stale[position] or made.features[chosen[row], ADVISED_PLACE] == 0
         advice[env, job] = -1

@@ -66,7 +66,6 @@ class Truth(NamedTuple):
     choice: np.ndarray  # int64 [B, P] room for ``step``: the task that each agent goes for
     claim: np.ndarray  # float64 [B, P] room for ``step``: the agent's claim to it
     # What slotted scenarios have little use for. As records: every further array costs each call of a function time.
-    best: np.ndarray  # float64 [B, K] time of a task on the best amounts of its menu
     mem_mb: np.ndarray  # int64 [B, K, G] MiB without which a task cannot run on so many GPUs
     look: np.ndarray  # LOOK [B]
     job: np.ndarray  # JOB [B, J]
@@ -77,7 +76,7 @@ LOOK = np.dtype(
         ("views", np.int64),  # 2 where the second half of all environments is kept for what is not shown
         ("actual", np.int64),  # the environment that holds what is; its own number where all is shown
         ("present", np.int64),  # our tasks in the system
-        ("cost", np.float64),  # time that tasks waited so far, and what those placed take longer than at best
+        ("waited", np.float64),  # time that our tasks have waited so far
         ("late", np.float64),  # how old what is shown is when a decision about it is carried out
         ("refusal", np.float64),  # share of placements that are refused without a reason
         ("again", np.float64),  # when to look again though nothing may have happened
@@ -195,7 +194,6 @@ def _empty(batch: int, sizes: Sizes) -> tuple[Frame, Truth]:
         state=np.zeros(batch, np.uint64),
         choice=np.full((batch, agents), -1, np.int64),
         claim=np.zeros((batch, agents)),
-        best=np.zeros((batch, kinds)),
         mem_mb=np.zeros((batch, kinds, gpus), np.int64),
         look=np.zeros(batch, LOOK),
         job=np.zeros((batch, jobs), JOB),
@@ -244,7 +242,6 @@ def _load(frame: Frame, truth: Truth, env: int, workload: Workload, belief: Beli
         frame.seconds[env, number, : len(menu)] = slots[menu[:, 0], menu[:, 1]]
         frame.log_std[env, number] = np.hypot(kind.log_std, belief.log_std[number] if belief else 0.0)
         cpus, gpus = kind.rate.shape
-        truth.best[env, number] = kind.slots[kind.menu[:, 0], kind.menu[:, 1]].min()
         truth.mem_mb[env, number, :gpus] = kind.mem_mb
         truth.rate[env, number, :cpus, :gpus] = kind.rate
         truth.lasts[env, number, :cpus, :gpus] = kind.slots
@@ -345,7 +342,7 @@ def _begin_anew(frame: Frame, truth: Truth, env: int) -> None:
     truth.held[env] = 0
     truth.next_end[env] = np.inf
     truth.look[env].present = 0
-    truth.look[env].cost = 0.0
+    truth.look[env].waited = 0.0
     truth.look[env].again = np.inf
     truth.look[env].news = False
     truth.look[env].lined = 0
@@ -481,10 +478,6 @@ def _place(
         return False
     _take_from_waiting(frame, truth, env, job)
     _begin(frame, truth, env, job, partition, node, cpus, gpus, mem_mb, now, lasts)
-    best = truth.best[env, frame.kind[env, job]]
-    if frame.slot[env] == 0.0:
-        best *= truth.job[env, job].pace
-    truth.look[env].cost += lasts - best
     return True
 
 
@@ -618,7 +611,7 @@ def advance(frame: Frame, truth: Truth, env: int) -> float:
 
 @lean
 def _pass_slot(frame: Frame, truth: Truth, env: int) -> float:
-    truth.look[env].cost += frame.waiting_count[env] * frame.slot[env]
+    truth.look[env].waited += frame.waiting_count[env] * frame.slot[env]
     area = (frame.waiting_count[env] + frame.running_count[env]) * frame.slot[env]
     frame.now[env] += frame.slot[env]
     _end(frame, truth, env)
@@ -633,7 +626,7 @@ def _pass(frame: Frame, truth: Truth, env: int, moment: float) -> float:
     """Event time goes on to this moment, and what is due happens. Returns the time that passed times our tasks."""
     passed = moment - frame.now[env]
     area = truth.look[env].present * passed
-    truth.look[env].cost += frame.waiting_count[env] * passed
+    truth.look[env].waited += frame.waiting_count[env] * passed
     frame.now[env] = moment
     if truth.look[env].again <= moment:
         truth.look[env].again = np.inf
@@ -676,7 +669,7 @@ def _look_again(frame: Frame, truth: Truth, env: int) -> float:
         truth.look[env].news = truth.look[env].news or moment <= until
         area += _pass(frame, truth, actual, min(moment, until))
     truth.finished[env] = truth.finished[actual]
-    truth.look[env].cost = truth.look[actual].cost
+    truth.look[env].waited = truth.look[actual].waited
     return area
 
 

@@ -6,6 +6,11 @@ for what it takes longer than it could at best, a slot for the tasks that wait),
 is. The discount is below 1. And several episodes are played on every workload: arrivals cause most of the spread of
 returns, so an episode is measured against its siblings at the same slot, which met the same arrivals (after Mao et al.,
 "Variance reduction for reinforcement learning in input-driven environments", ICLR'19).
+
+In event time siblings decide at times of their own. What follows a decision is then discounted by the time that
+passes, and a decision is held against what the siblings' were worth at its time: between the two next to it in
+proportion, as most of a return is waiting, which grows evenly; 0 when a sibling is at its end. None of that hangs on
+the action itself, so it takes out noise and adds no bias.
 """
 
 from collections.abc import Sequence
@@ -15,9 +20,11 @@ import msgspec
 import numpy as np
 import torch
 
+from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.nets.policy_network import Critic, GraphTensors, PolicyNetwork
 from tapfinger_hpc.policies.decoding import Decision, Decoder, Draw, Simulated
 from tapfinger_hpc.sim import core
+from tapfinger_hpc.sim.core import Truth
 from tapfinger_hpc.sim.episodes import pass_slot
 from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.scenarios import Workload
@@ -50,6 +57,15 @@ class PPOConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass
+class Events:
+    """When decisions were made, where that is not the same for all episodes."""
+
+    timed: np.ndarray  # bool [env] in event time
+    time: np.ndarray  # float64 [decision, env]
+    passed: np.ndarray  # float64 [decision, env] until the next, in the scenario's unit; in slots always 1
+
+
+@dataclass
 class Collected:
     """Episodes as they were played, decision by decision: one for each slot, or several where agents take one task."""
 
@@ -58,6 +74,8 @@ class Collected:
     alive: np.ndarray  # bool [decision, env] that took part in it
     discount: np.ndarray  # float64 [decision, env] of what comes after; 1 where no slot passes
     mean_jct: np.ndarray  # float64 [env]
+    events: Events | None = None
+    """None: all are in slots."""
 
 
 def collect(
@@ -79,46 +97,81 @@ def collect(
     decoder = Decoder(network.compiled(), frame, prices, without=network.config.without)
     best = np.array([np.mean([kind.slots.min() for kind in each.scenario.types]) for each in workloads])
     of_slot = config.discount ** (1 / best)
+    unit = np.array([each.scenario.unit for each in workloads])
+    timed = np.array([each.scenario.slot == 0 for each in workloads])
     usual = best * [each.scenario.arrivals for each in workloads]
     envs = np.arange(len(workloads))
     decisions: list[Decision] = []
     rewards: list[np.ndarray] = []
     alive: list[np.ndarray] = []
     discounts: list[np.ndarray] = []
+    passings: list[np.ndarray] = []
+    times: list[np.ndarray] = []
     while len(envs):
-        for decision in decoder.slot(world, envs, lambda _: draw, record=True):
+        made = list(decoder.slot(world, envs, lambda _: draw, record=True))
+        begun, before = _clocks(frame, truth, len(workloads)), truth.look["waited"].copy()
+        envs = pass_slot(frame, truth, envs)
+        passed = _clocks(frame, truth, len(workloads)) - begun
+        waited = (truth.look["waited"] - before)[: len(workloads)]
+        for decision in made:
             here, there = np.zeros(len(workloads), bool), decision.envs
             here[there] = True
             reward, discount = np.zeros(len(workloads)), np.ones(len(workloads))
-            reward[there] = -(decision.excess + decision.last * frame.waiting_count[there]) / usual[there]
-            discount[there] = np.where(decision.last, of_slot[there], 1.0)
+            reward[there] = -(decision.excess + decision.last * waited[there]) / usual[there]
+            discount[there] = np.where(decision.last, of_slot[there] ** passed[there], 1.0)
             decisions.append(decision)
             rewards.append(reward)
             alive.append(here)
             discounts.append(discount)
-        envs = pass_slot(frame, truth, envs)
+            passings.append(np.where(timed, passed / unit, 1.0))
+            times.append(begun)
     mean_jct = np.array([core.mean_completion_time(frame, truth, env) for env in range(len(workloads))])
-    return Collected(decisions, np.array(rewards), np.array(alive), np.array(discounts), mean_jct)
+    events = Events(timed, np.array(times), np.array(passings)) if timed.any() else None
+    return Collected(decisions, np.array(rewards), np.array(alive), np.array(discounts), mean_jct, events)
+
+
+def _clocks(frame: Frame, truth: Truth, count: int) -> np.ndarray:
+    """float64 [env] the time that it is, which is not always the one that is shown."""
+    return frame.now[truth.look["actual"][:count]]
 
 
 def advantages(collected: Collected, values: np.ndarray, siblings: int, trace: float) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and returns, float64 [decision, env]; ``values`` is the critic's, 0 where it has none."""
     slots, envs = collected.rewards.shape
+    keep: float | np.ndarray
+    events = collected.events
     advantage = np.zeros((slots, envs))
     following, next_value = np.zeros(envs), np.zeros(envs)
     for slot in range(slots - 1, -1, -1):
         discount, here = collected.discount[slot], collected.alive[slot]
         surprise = collected.rewards[slot] + discount * next_value - values[slot]
-        following = np.where(here, surprise + discount * trace * following, following)
+        keep = trace if events is None else trace ** events.passed[slot]
+        following = np.where(here, surprise + discount * keep * following, following)
         advantage[slot] = following
         next_value = np.where(here, values[slot], next_value)
     returns = advantage + values
     if siblings > 1:
         grouped = advantage.reshape(slots, -1, siblings)
-        others = (grouped.sum(axis=2, keepdims=True) - grouped) / (siblings - 1)
-        advantage = (grouped - others).reshape(slots, envs)
+        others = ((grouped.sum(axis=2, keepdims=True) - grouped) / (siblings - 1)).reshape(slots, envs)
+        if events is not None:
+            for env in np.flatnonzero(events.timed).tolist():
+                others[:, env] = _at_the_same_time(events.time, collected.alive, advantage, env, siblings)
+        advantage = advantage - others
     spread = advantage[collected.alive].std()
     return np.where(collected.alive, advantage / (spread + 1e-8), 0.0), returns
+
+
+def _at_the_same_time(
+    time: np.ndarray, alive: np.ndarray, advantage: np.ndarray, env: int, siblings: int
+) -> np.ndarray:
+    """float64 [decision] the mean of what the siblings' advantages are at the times of this episode's decisions."""
+    first = env - env % siblings
+    total = np.zeros(len(advantage))
+    for sibling in range(first, first + siblings):
+        if sibling != env:
+            there = alive[:, sibling]
+            total += np.interp(time[:, env], time[there, sibling], advantage[there, sibling], right=0.0)
+    return total / (siblings - 1)
 
 
 class Learner:
