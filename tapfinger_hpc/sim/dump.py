@@ -105,6 +105,7 @@ def _on_site(episode: Episode, policy: str, workload: SiteWorkload) -> dict[str,
         ],
         "completions": [{"task": task, "time": end} for task, end in enumerate(episode.end.tolist()) if end <= closed],
         "mean_jct": episode.mean_jct,
+        "knowledge": episode.knowledge,
         "cluster": {
             "nodes": site.nodes.tolist(),
             "partitions": [list(nodes) for nodes in site.partitions],
