@@ -33,12 +33,13 @@ def test_the_rewards_of_an_episode_add_up_to_what_its_jobs_take_beyond_their_bes
     found = ppo.collect(PolicyNetwork(NETWORK), some, PPOConfig(), np.random.default_rng(0))
     for env, each in enumerate(some):
         types = each.scenario.types
-        usual = np.mean([kind.slots.min() for kind in types]) * each.scenario.arrivals
+        usual = np.mean([kind.slots.min() for kind in types]) * each.scenario.arrivals * each.scenario.unit
         best = np.array([kind.slots[tuple(kind.menu.T)].min() for kind in types])[each.type] * each.pace
         ours = each.ours
         assert -found.rewards[:, env].sum() * usual == pytest.approx(
             found.mean_jct[env] * ours.sum() - best[ours].sum()
         )
+    assert 0.01 < -found.rewards[found.alive].mean() < 10  # in units of what a usual slot costs, whatever the scale
     events = found.events
     assert events is not None
     assert events.timed.all()

@@ -99,7 +99,7 @@ def collect(
     of_slot = config.discount ** (1 / best)
     unit = np.array([each.scenario.unit for each in workloads])
     timed = np.array([each.scenario.slot == 0 for each in workloads])
-    usual = best * [each.scenario.arrivals for each in workloads]
+    usual = best * [each.scenario.arrivals for each in workloads] * unit
     envs = np.arange(len(workloads))
     decisions: list[Decision] = []
     rewards: list[np.ndarray] = []
