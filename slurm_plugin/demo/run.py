@@ -31,7 +31,7 @@ CLUSTER = SandboxSpec(nodes=6, partitions=3, gpus=4, cpus=16, memory_mb=64000, a
 GPUS = CLUSTER.nodes * CLUSTER.gpus
 
 READY_S = 300.0
-"""A server that has nothing compiled yet takes some 20 s of one core to be ready, and cores may be shared."""
+"""A server that has nothing compiled yet takes a minute of one core to be ready, and cores may be shared."""
 LONGEST_S = 900.0
 """The demo gives up after this: it takes some three minutes."""
 

@@ -106,7 +106,7 @@ def simulated(network: CompiledNetwork, info: CheckpointInfo, count: int) -> Pac
         samples.append(clock.passed())
         pending.append(waiting)
         placed.append(int(made.placed[0]))
-    return _pace("hetero-6, 6 agents with 10 tasks each", samples, pending, placed)
+    return _pace("hetero-6, 6 agents x 10 tasks", samples, pending, placed)
 
 
 def live(policy: LearnedPolicy, partitions: int, nodes_each: int, pending: int, count: int) -> Pace:
@@ -121,7 +121,7 @@ def live(policy: LearnedPolicy, partitions: int, nodes_each: int, pending: int, 
         decisions = policy.decide(state)
         samples.append(clock.passed())
         placed.append(sum(each.placement is not None for each in decisions))
-    name = f"live, {partitions} partitions of {nodes_each} nodes, {pending} pending jobs"
+    name = f"live, {partitions} x {nodes_each} nodes, {pending} jobs"
     return _pace(name, samples, [pending] * len(samples), placed)
 
 
@@ -191,7 +191,7 @@ def _busy(partitions: int, nodes_each: int, pending: int, seed: int) -> ClusterS
 
 def _show(figures: DecisionFigures) -> None:
     table = Table(title=f"one decision, weights {figures.weights}")
-    for column in ("states", "pending", "placed", "median", "95 %", "best", "CPU median", "of"):
+    for column in ("states", "pending", "placed", "median", "95 %", "best", "CPU", "of"):
         table.add_column(column, justify="left" if column == "states" else "right")
     for pace in figures.paces:
         numbers = (pace.pending, pace.placed)
