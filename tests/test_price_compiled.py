@@ -381,6 +381,14 @@ def test_tuning_with_the_same_seed_finds_the_same_constants():
     assert runs[0].generations == 3
 
 
+def test_clusters_in_event_time_can_be_tuned_for_and_there_memory_has_a_price_too():
+    poor = PLAIN._replace(patience=4.0, margin=0.3, backlog=10.0, room=1.0)
+    found = tune_price.tune("cluster", 1.0, 1, start=poor, population=8, episodes=2, generations=4, held_out=6)
+    assert (found.scenario, found.generations) == ("cluster", 4)
+    assert found.mean < found.started_at
+    assert found.prices.mem != poor.mem
+
+
 def test_what_is_found_is_never_worse_on_the_held_out_workloads_than_what_was_there():
     poor = PLAIN._replace(patience=4.0, margin=0.3, backlog=10.0)
     found = tune_price.tune(SHORT, 1.0, 1, start=poor, population=8, episodes=4, generations=6, held_out=8)

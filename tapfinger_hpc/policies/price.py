@@ -1,6 +1,6 @@
 """The price heuristic on a live cluster: ``compiled.price`` on a ``View``, and its reasons in words.
 
-The same compiled code serves simulation and training; the constants are those found for any cluster.
+The same compiled code serves simulation and training; the constants are those of the scenario "cluster".
 """
 
 import math
@@ -9,8 +9,9 @@ import numpy as np
 
 from tapfinger_hpc.decision import Alternative, Decision
 from tapfinger_hpc.live import ENV, View
-from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.policies.compiled import price, tuned
 from tapfinger_hpc.policies.compiled.price import Layout, Prices
+from tapfinger_hpc.sim.scenarios import CLUSTER
 from tapfinger_hpc.state import ClusterState
 
 RUNNERS_UP = 4
@@ -24,7 +25,7 @@ class PricePolicy:
     name = "price"
 
     def __init__(self, prices: Prices | None = None, patience: float = PATIENCE) -> None:
-        self._parameters = (prices or Prices()).array()
+        self._parameters = (prices or tuned.prices(CLUSTER)).array()
         self._patience = patience
 
     def decide(self, state: ClusterState) -> tuple[Decision, ...]:

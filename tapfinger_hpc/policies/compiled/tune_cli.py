@@ -10,7 +10,7 @@ from tapfinger_hpc.errors import ConfigError
 
 
 @click.command()
-@click.option("--scenario", "name", required=True, help="Name of a scenario; random for the constants of any cluster.")
+@click.option("--scenario", "name", required=True, help="Its name; random: for any slotted cluster; cluster: live.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file to write.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -29,7 +29,7 @@ def tune(name: str, minutes: float, out: Path, seed: int, table: Path | None, st
         from tapfinger_hpc.sim import scenarios
     except ModuleNotFoundError as error:
         raise ConfigError(f"tuning needs {error.name}: install tapfinger-hpc[train]") from error
-    scenario = None if name == tune_price.RANDOM else scenarios.scenario(name, table)
+    scenario = name if name in scenarios.DRAWN else scenarios.scenario(name, table)
     first = tune_price.load(start) if start else tuned.prices(name)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -41,7 +41,7 @@ def tune(name: str, minutes: float, out: Path, seed: int, table: Path | None, st
 
         found = tune_price.tune(scenario, minutes, seed, start=first, progress=report)
     found.save(out)
-    unit = "mean logarithm of completion times" if scenario is None else "slots"
+    unit = "mean logarithm of completion times" if isinstance(scenario, str) else "slots"
     click.echo(
         f"{name}: {found.mean:.4f} {unit} on {tune_price.HELD_OUT} workloads held out (from {found.started_at:.4f}), "
         f"{found.generations} generations; wrote {out}"

@@ -17,13 +17,13 @@ from tapfinger_hpc.errors import ScenarioError
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.policies.compiled import price
 from tapfinger_hpc.policies.compiled.price import Prices
-from tapfinger_hpc.sim import core
+from tapfinger_hpc.sim import core, sites
 from tapfinger_hpc.sim.core import Truth, compiled
 from tapfinger_hpc.sim.episodes import place_all
-from tapfinger_hpc.sim.scenarios import Scenario, Workload, draw, random_scenario
+from tapfinger_hpc.sim.scenarios import CLUSTER, Scenario, Workload, draw, random_scenario
 
-RANDOM = "random"
-SPACE: dict[str, tuple[float, float, bool]] = {
+Space = dict[str, tuple[float, float, bool]]
+SPACE: Space = {
     "base": (0.01, 20.0, True),
     "backlog": (0.05, 10.0, True),
     "load": (0.01, 3.0, True),
@@ -46,9 +46,10 @@ SPACE: dict[str, tuple[float, float, bool]] = {
     "idle": (0.0, 3.0, False),
     "retries": (0.0, 3.99, False),
 }
-"""Where each constant is looked for: from, to, and whether steps are factors. Slotted scenarios know no memory: its
-weight stays."""
-RANDOM_TASKS = 128
+"""Where each constant is looked for: from, to, and whether steps are factors."""
+WITH_MEMORY: Space = {**SPACE, "mem": (0.02, 3.0, True)}
+"""Slotted scenarios know no memory: there its weight stays."""
+DRAWN_TASKS = 128
 HELD_OUT = 100
 """Workloads that decide whether what was found is kept."""
 _HELD_OUT_SEED, _SEARCH_SEED = 3_000_000, 4_000_000
@@ -62,7 +63,7 @@ class Tuned:
     scenario: str
     prices: Prices
     mean: float
-    """Mean over the workloads held out: slots of completion time; over random scenarios, its logarithm."""
+    """Mean over the workloads held out: slots of completion time; over drawn scenarios, its logarithm."""
     started_at: float
     """The same of the constants that the search started from."""
     generations: int
@@ -92,7 +93,7 @@ def load(path: Path) -> Prices:
 
 
 def tune(
-    scenario: Scenario | None,
+    scenario: Scenario | str,
     minutes: float,
     seed: int = 0,
     *,
@@ -106,27 +107,28 @@ def tune(
     """Searches for so long.
 
     Args:
-        scenario: None for random scenarios: another cluster, load and set of speed curves for each workload.
+        scenario: or one of ``scenarios.DRAWN``: another cluster, load and set of speed curves for each workload.
         progress: told of each generation: how many there were, the seconds passed and the spread of its candidates.
     """
     began = time.monotonic()
     start = start or Prices()
-    search = _Evolution(_to_unit(start), 0.12, population, np.random.default_rng(seed))
+    space = WITH_MEMORY if scenario == CLUSTER else SPACE
+    search = _Evolution(_to_unit(start, space), 0.12, population, np.random.default_rng(seed))
     generation = 0
     while time.monotonic() - began < 60 * minutes and generation < generations:
         first = _SEARCH_SEED + (seed * 10_000 + generation) * episodes
         workloads = [_workload(scenario, first + number) for number in range(episodes)]
         candidates = search.ask()
-        values = scores(workloads, [_from_unit(start, candidate) for candidate in candidates])
+        values = scores(workloads, [_from_unit(start, candidate, space) for candidate in candidates])
         outside = np.abs(candidates - np.clip(candidates, 0, 1)).sum(axis=1)
         search.tell(candidates, _summary(scenario, values) + 0.1 * outside)
         generation += 1
         progress(generation, time.monotonic() - began, search.spread)
     workloads = [_workload(scenario, _HELD_OUT_SEED + number) for number in range(held_out)]
-    found = _from_unit(start, search.mean)
+    found = _from_unit(start, search.mean, space)
     before, after = _summary(scenario, scores(workloads, [start, found]))
     return Tuned(
-        scenario=scenario.name if scenario else RANDOM,
+        scenario=scenario if isinstance(scenario, str) else scenario.name,
         prices=found if after < before else start,
         mean=float(min(before, after)),
         started_at=float(before),
@@ -158,30 +160,32 @@ def play_price(frame: Frame, truth: Truth, env: int, parameters: np.ndarray, out
     return np.inf
 
 
-def _summary(scenario: Scenario | None, values: np.ndarray) -> np.ndarray:
-    """One number for each candidate. Random scenarios count alike, whether their tasks are short or long."""
-    return values.mean(axis=1) if scenario else np.log(values).mean(axis=1)
+def _summary(scenario: Scenario | str, values: np.ndarray) -> np.ndarray:
+    """One number for each candidate. Drawn scenarios count alike, whether their tasks are short or long."""
+    return np.log(values).mean(axis=1) if isinstance(scenario, str) else values.mean(axis=1)
 
 
-def _workload(scenario: Scenario | None, seed: int) -> Workload:
-    if scenario is None:
-        # Short ones: a search sees more clusters in its time.
-        scenario = random_scenario(np.random.default_rng(seed), tasks=RANDOM_TASKS)
+def _workload(scenario: Scenario | str, seed: int) -> Workload:
+    # Short ones of those that are drawn: a search sees more clusters in its time.
+    if scenario == CLUSTER:
+        return sites.workload(seed, tasks=DRAWN_TASKS)
+    if isinstance(scenario, str):
+        scenario = random_scenario(np.random.default_rng(seed), tasks=DRAWN_TASKS)
     return draw(scenario, seed)
 
 
-def _to_unit(prices: Prices) -> np.ndarray:
-    """[constant of SPACE] 0 at its lower bound, 1 at its upper one."""
+def _to_unit(prices: Prices, space: Space) -> np.ndarray:
+    """[constant of the space] 0 at its lower bound, 1 at its upper one."""
     unit = []
-    for name, (low, high, factor) in SPACE.items():
+    for name, (low, high, factor) in space.items():
         value = getattr(prices, name)
         unit.append(np.log(max(value, low) / low) / np.log(high / low) if factor else (value - low) / (high - low))
     return np.clip(np.array(unit), 0.0, 1.0)
 
 
-def _from_unit(start: Prices, unit: np.ndarray) -> Prices:
+def _from_unit(start: Prices, unit: np.ndarray, space: Space) -> Prices:
     values = {}
-    for at, (name, (low, high, factor)) in zip(np.clip(unit, 0.0, 1.0).tolist(), SPACE.items(), strict=True):
+    for at, (name, (low, high, factor)) in zip(np.clip(unit, 0.0, 1.0).tolist(), space.items(), strict=True):
         values[name] = round(low * (high / low) ** at if factor else low + (high - low) * at, 4)
     return start._replace(**values)
 

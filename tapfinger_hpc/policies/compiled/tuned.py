@@ -1,6 +1,6 @@
 """The price heuristic's constants that ship: those for any cluster, and better ones for scenarios that were tuned for.
 
-Each was found by ``tapfinger tune`` (seed and minutes in docs/price.md), then measured on fresh workloads.
+docs/price.md says how each was found, and what it was measured to be worth on fresh workloads.
 """
 
 from tapfinger_hpc.policies.compiled.price import Prices
@@ -198,6 +198,30 @@ SCENARIOS: dict[str, Prices] = {
         soon=0.31,
         idle=0.0,
         retries=2.0,
+    ),
+    "cluster": Prices(
+        base=0.051,
+        backlog=1.723,
+        load=0.045,
+        local=0.293,
+        cpu=0.423,
+        mem=2.0,
+        adapt=1.085,
+        scarcest=0.33,
+        size=0.488,
+        age=0.923,
+        reach=4.63,
+        length=0.443,
+        patience=1.615,
+        margin=0.063,
+        packing=0.195,
+        reserve=0.914,
+        keepers=23.0,
+        room=0.393,
+        later=1.196,
+        soon=1.7,
+        idle=0.263,
+        retries=1.0,
     ),
 }
 
