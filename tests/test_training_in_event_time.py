@@ -1,6 +1,7 @@
 """Learning on clusters in event time: what a decision is paid, discounted and measured by is time, not a count."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -105,9 +106,8 @@ def interrupt(progress: course.Progress) -> None:
         raise Interrupted
 
 
-@pytest.mark.slow
 def test_a_course_on_clusters_that_was_interrupted_and_resumed_makes_the_same_weights(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(sites, "PARTITIONS", (1,))
+    monkeypatch.setattr(sites, "workload", partial(sites.workload, tasks=20))
     config = CourseConfig(
         "cluster", iterations=3, network=NETWORK, ppo=PPOConfig(workloads=1, siblings=2, repeats=1), save_every=1
     )
