@@ -199,6 +199,17 @@ def test_weights_play_under_names_of_their_own_at_once_or_task_by_task(tmp_path)
     assert contest.figures("fifo").passes_per_task == 0
 
 
+def test_the_learned_policy_without_a_folder_is_the_one_that_ships(tmp_path):
+    file = tmp_path / "report.json"
+    done = CliRunner().invoke(
+        cli.evaluate, ["--scenario", "synthetic-3", "--policies", "min,tapfinger", "--seeds", "1", "--json", str(file)]
+    )
+    assert done.exit_code == 0, done.output
+    (contest,) = msgspec.json.decode(file.read_bytes(), type=evaluate.Report).contests
+    assert contest.figures("tapfinger").passes_per_task > 0
+    assert contest.figures("tapfinger").mean_jct.mean < contest.figures("min").mean_jct.mean
+
+
 def test_a_folder_without_weights_is_a_usage_error(tmp_path):
     arguments = ["--scenario", "synthetic-3", "--policies", "fifo", "--checkpoint", f"mine={tmp_path}"]
     done = CliRunner().invoke(cli.evaluate, arguments)

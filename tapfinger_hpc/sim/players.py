@@ -97,13 +97,10 @@ def _price(*, scenario: Scenario | None = None, knowledge: str = ORACLE, **_: An
 
 
 def _tapfinger(*, checkpoint: Path | None = None, single_task: bool = False, knowledge: str = "", **_: Any) -> Player:
+    from tapfinger_hpc.checkpoint import DEFAULT
     from tapfinger_hpc.policies.learned_player import AgentsPlayer
 
-    if checkpoint is None:
-        raise ConfigError(
-            "policy 'tapfinger' needs a checkpoint here: train one with `tapfinger train --scenario NAME`"
-        )
-    return AgentsPlayer.load(checkpoint, single_task=single_task, knowledge=knowledge)
+    return AgentsPlayer.load(checkpoint or DEFAULT, single_task=single_task, knowledge=knowledge)
 
 
 _MAKERS: dict[str, Callable[..., Player]] = {
