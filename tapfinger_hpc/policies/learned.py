@@ -15,10 +15,11 @@ from tapfinger_hpc.features.options import ADVISED_PLACE
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.live import ENV, View
 from tapfinger_hpc.policies import decoding
-from tapfinger_hpc.policies.compiled import price
+from tapfinger_hpc.policies.compiled import tuned
 from tapfinger_hpc.policies.decoding import WAIT, Decoder, Network, Round, most_probable
 from tapfinger_hpc.policies.price import PATIENCE, span
 from tapfinger_hpc.sim.levels import ORACLE
+from tapfinger_hpc.sim.scenarios import CLUSTER
 from tapfinger_hpc.state import ClusterState, PendingJob
 
 RUNNERS_UP = 3
@@ -34,8 +35,8 @@ class LearnedPolicy:
         """``advised``: whether the network hears what the price heuristic would do."""
         self.info = info
         self._network = network
-        # The constants in the checkpoint are those of the scenario that it was trained in; these serve any cluster.
-        self._prices = price.DEFAULT if advised else None
+        # The constants in the checkpoint are those of the scenario that it was trained in; these are for live clusters.
+        self._prices = tuned.prices(CLUSTER).array() if advised else None
 
     @classmethod
     def load(cls, folder: Path | None = None) -> "LearnedPolicy":
