@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from tapfinger_hpc.features import measures, options
 from tapfinger_hpc.frame import DONE
 from tapfinger_hpc.policies.compiled import price
-from tapfinger_hpc.policies.compiled.lookahead import Effort, Lookahead
 from tapfinger_hpc.sim import core, players, scenarios
 from tapfinger_hpc.sim.observation import something_fits
 
@@ -41,17 +40,6 @@ def test_no_policy_proposes_a_barred_node(policy: str, seed: int) -> None:
         assert running_where_they_may(frame)
         core.advance(frame, truth, 0)
     assert (frame.status[0] == DONE).any()
-
-
-@given(seed=SEEDS)
-@settings(max_examples=5, deadline=None)
-def test_looking_ahead_does_not_propose_a_barred_node_either(seed: int) -> None:
-    workload, frame, truth = barred(seed)
-    player = Lookahead(workload.scenario, effort=Effort(futures=2, depth=2, first=2))
-    for _ in range(4):
-        player.play_slot(frame, truth, np.array([0]))
-        assert running_where_they_may(frame)
-        core.advance(frame, truth, 0)
 
 
 @given(seed=SEEDS)
