@@ -192,7 +192,7 @@ def _busy(partitions: int, nodes_each: int, pending: int, seed: int) -> ClusterS
 def _show(figures: DecisionFigures) -> None:
     table = Table(title=f"one decision, weights {figures.weights}")
     for column in ("states", "pending", "placed", "median", "95 %", "best", "CPU", "of"):
-        table.add_column(column, justify="left" if column == "states" else "right")
+        table.add_column(column, justify="left" if column == "states" else "right", no_wrap=True)
     for pace in figures.paces:
         numbers = (pace.pending, pace.placed)
         times = (pace.median_ms, pace.p95_ms, pace.best_ms, pace.median_cpu_ms)
