@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tapfinger_hpc.nets.policy_network import Embeddings, GraphTensors, PolicyNetwork
 from tapfinger_hpc.policies.decoding import WAIT, Decision, Step
+from tapfinger_hpc.training.team import Team
 
 
 class Batch:
@@ -44,3 +45,15 @@ def log_probability_of_chosen(
     if len(of_waiting):
         found = torch.where(chosen == WAIT, of_waiting, found)
     return found, of_options, of_waiting
+
+
+def take_step(module: torch.nn.Module, optimizer: torch.optim.Optimizer, norm: float, team: Team) -> None:
+    """A step of the optimiser along the team's mean gradient, which is made no longer than ``norm``.
+
+    Raises:
+        RuntimeError: a gradient is not a number ("non-finite").
+    """
+    parameters = list(module.parameters())
+    team.average(parameters)
+    torch.nn.utils.clip_grad_norm_(parameters, norm, error_if_nonfinite=True)
+    optimizer.step()

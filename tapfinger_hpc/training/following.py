@@ -17,7 +17,7 @@ from tapfinger_hpc.sim.core import compiled
 from tapfinger_hpc.sim.episodes import pass_slot
 from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.scenarios import Workload
-from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen
+from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen, take_step
 from tapfinger_hpc.training.team import Team
 
 
@@ -176,7 +176,6 @@ def learn(
 ) -> float:
     """One pass over labelled decisions; the mean cross-entropy of the teacher's choices."""
     losses = []
-    parameters = list(network.parameters())
     steps = round(team.greatest(-(-len(taught) // slots)))
     for chosen in np.array_split(source.permutation(len(taught)), steps):
         optimizer.zero_grad()
@@ -187,8 +186,6 @@ def learn(
             found, _, _ = log_probability_of_chosen(network, embeddings, step)
             loss = loss - found.sum() / batch.rows
         loss.backward()
-        team.average(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, norm, error_if_nonfinite=True)
-        optimizer.step()
+        take_step(network, optimizer, norm, team)
         losses.append(loss.item())
     return float(np.mean(losses))

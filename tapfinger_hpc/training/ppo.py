@@ -28,7 +28,7 @@ from tapfinger_hpc.sim.core import Truth
 from tapfinger_hpc.sim.episodes import pass_slot
 from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.scenarios import Workload
-from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen
+from tapfinger_hpc.training.batch import Batch, log_probability_of_chosen, take_step
 from tapfinger_hpc.training.team import Team
 
 
@@ -224,13 +224,8 @@ class Learner:
                 entropy += spread.item() / batch.rows
                 kl += (ratio - 1 - change).sum().item() / batch.rows
         loss.backward()
-        for optimizer, parameters in (
-            (self.actor_optimizer, list(self.network.parameters())),
-            (self.critic_optimizer, list(self.critic.parameters())),
-        ):
-            self.team.average(parameters)
-            torch.nn.utils.clip_grad_norm_(parameters, config.norm, error_if_nonfinite=True)
-            optimizer.step()
+        take_step(self.network, self.actor_optimizer, config.norm, self.team)
+        take_step(self.critic, self.critic_optimizer, config.norm, self.team)
         for name, total in zip(told, (loss.item(), value_loss.item(), clipped, entropy, kl), strict=True):
             told[name].append(total)
 
