@@ -16,7 +16,7 @@ from tapfinger_hpc.decision import Alternative, Decision, Placement
 from tapfinger_hpc.frame import RUNNING, WAITING, allocate
 from tapfinger_hpc.policies import choices
 from tapfinger_hpc.policies.board import Board
-from tapfinger_hpc.policies.outlook import remaining_s, row_of
+from tapfinger_hpc.policies.outlook import remaining_s
 from tapfinger_hpc.state import ClusterState, PendingJob, Resources, RunningJob
 
 ENV = 0
@@ -416,3 +416,8 @@ def _menu(table: choices.Choices, step: int) -> _Menu:
         gain *= 1.5
         kept = choices.worth_having(taken, seconds, gain)
     return _Menu(given[kept], taken[kept], seconds[kept])
+
+
+def row_of(amounts: Resources) -> tuple[int, int, int]:
+    """Amounts as a frame has them."""
+    return amounts.cpus, amounts.gpus, amounts.mem_mb

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from tapfinger_hpc import fit, live
 from tapfinger_hpc.decision import after, guard_all
 from tapfinger_hpc.frame import RUNNING
-from tapfinger_hpc.live import ENV, View
+from tapfinger_hpc.live import ENV, View, row_of
 from tapfinger_hpc.policies.compiled import asking, easy, fifo, minimum, price, random_, srtf, tetris
-from tapfinger_hpc.policies.outlook import remaining_s, row_of
+from tapfinger_hpc.policies.outlook import remaining_s
 from tapfinger_hpc.sim import core
 from tapfinger_hpc.speed import JobClass, SpeedModel
 from tapfinger_hpc.state import Partition, Resources

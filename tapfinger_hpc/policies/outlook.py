@@ -7,7 +7,7 @@ lasted so long: the longer it runs beyond what its class takes, the longer it is
 import math
 
 from tapfinger_hpc.policies.choices import USUAL_LIMIT
-from tapfinger_hpc.state import ClusterState, Resources, RunningJob
+from tapfinger_hpc.state import ClusterState, RunningJob
 
 UNKNOWN_S = 3600.0
 UNKNOWN_LOG_STD = 1.0
@@ -26,11 +26,6 @@ def remaining_s(state: ClusterState, running: RunningJob) -> float:
         expected_s = UNKNOWN_S if math.isinf(left_s) else (left_s + elapsed_s) / USUAL_LIMIT
         log_std = UNKNOWN_LOG_STD
     return min(left_s, _residual_s(expected_s, log_std, elapsed_s))
-
-
-def row_of(amounts: Resources) -> tuple[int, int, int]:
-    """Amounts as one row of an array: CPUs, GPUs, MiB."""
-    return amounts.cpus, amounts.gpus, amounts.mem_mb
 
 
 def _residual_s(mean_s: float, log_std: float, elapsed_s: float) -> float:
