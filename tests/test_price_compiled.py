@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 2**31)
 PLAIN = Prices(
     base=0.1, backlog=1.0, load=0.0, local=1.0, cpu=0.0, mem=0.0, adapt=0.0, scarcest=0.0, size=1.0, age=0.0, reach=0.0,
     length=1.0, patience=1.0, margin=0.0, packing=0.0, reserve=1.0, room=0.0, later=0.0, soon=0.5, idle=0.0,
-    retries=0.0, keepers=8.0,
+    retries=0.0, keepers=8.0, ease=0.0, crowd=0.0,
 )  # fmt: skip
 """GPUs alone have a price, and only that of the backlog."""
 

@@ -16,50 +16,55 @@ from tapfinger_hpc.sim.core import compiled, lean, open_to
 class Prices(NamedTuple):
     """The constants of the heuristic; these, found over random scenarios, serve any cluster."""
 
-    base: float = 0.061
+    base: float = 0.106
     """Pressure on a node that is idle and for which nothing waits."""
-    backlog: float = 1.235
+    backlog: float = 1.311
     """Pressure of one waiting job per node; a job that can use n nodes counts 1/n on each."""
-    load: float = 0.085
+    load: float = 0.113
     """Pressure of one running job per node: where many run, more will come before this one ends."""
-    local: float = 0.419
+    local: float = 0.404
     """How much of both is the node's own; the rest is the mean over all nodes that the job can use."""
-    cpu: float = 0.885
+    cpu: float = 1.253
     mem: float = 0.5
     """Weight of a share of a node's CPUs and memory, where a share of its GPUs weighs 1."""
-    adapt: float = 1.457
+    adapt: float = 1.957
     """How much more a resource weighs the more of it is held and wanted in the cluster: its share to this power."""
-    scarcest: float = 0.175
+    scarcest: float = 0.409
     """How much of a job's share is that of its scarcest resource alone; the rest is the weighted sum."""
-    size: float = 0.267
+    size: float = 0.243
     """1: a share is one of the node's own capacity; 0: of the mean node's. Between: a weighted geometric mean."""
-    age: float = 1.048
+    age: float = 0.955
     """How fast a waiting job moves ahead: its cost is divided by 1 + age x (time waited / cost)."""
-    reach: float = 3.002
+    reach: float = 3.963
     """How far a job moves ahead that can use only one node; 1/n of it with n nodes."""
-    length: float = 0.678
+    length: float = 1.4
     """Power of its cost by which a job is served later: 0 serves by age and reach alone."""
-    patience: float = 2.3
+    patience: float = 2.022
     """What a second of waiting for running jobs to end is thought to cost."""
-    margin: float = 0.047
+    margin: float = 0.015
     """Share of its cost by which waiting must be cheaper."""
-    packing: float = -0.111
+    packing: float = 0.091
     """How far nodes that are left full are preferred."""
-    reserve: float = 0.892
+    reserve: float = 0.77
     """Share of its amounts that a job that had better wait keeps others from."""
-    keepers: float = 2.0
+    keepers: float = 47.221
     """How many jobs may keep others from room, for which they wait; those after them take what is left."""
-    room: float = 0.376
+    room: float = 0.489
     """What it costs to leave a newcomer of a kind that is about with less: by how much later it would end there."""
-    later: float = 1.339
+    later: float = 0.613
     """What newcomers count that come a little later."""
-    soon: float = 1.821
+    soon: float = 1.754
     """How much later: in usual times of a job."""
-    idle: float = 0.483
+    idle: float = 0.208
     """What the share that a job waits for costs while it waits, where holding it costs 1: it may lie idle."""
-    retries: float = 2.0
+    retries: float = 2.565
     """How many times more the plan is made, each time with the job first that paid most above its ideal; the cheapest
     plan counts."""
+
+    ease: float = 0.153
+    """How fast ``reach`` and ``reserve`` lose weight where many wait: each is divided by 1 + ease x (jobs per node)."""
+    crowd: float = 0.33
+    """How fast ``room`` gains weight there: it is multiplied by 1 + crowd x (jobs per node)."""
 
     def array(self) -> np.ndarray:
         """As ``decide`` reads them."""
@@ -75,6 +80,7 @@ CPU, MEM, ADAPT, SCARCEST, SIZE = _at("cpu"), _at("mem"), _at("adapt"), _at("sca
 AGE, REACH, LENGTH = _at("age"), _at("reach"), _at("length")
 PATIENCE, MARGIN, PACKING, RESERVE, ROOM = (_at(n) for n in ("patience", "margin", "packing", "reserve", "room"))
 KEEPERS = _at("keepers")
+EASE, CROWD = _at("ease"), _at("crowd")
 LATER, SOON, IDLE, RETRIES = _at("later"), _at("soon"), _at("idle"), _at("retries")
 
 DEFAULT = Prices().array()
@@ -156,6 +162,7 @@ def lay_out(frame: Frame, env: int, parameters: np.ndarray, patience: float, oth
     best, layout = _empty_layout(count, others), _empty_layout(count, others)
     if count == 0:
         return 0, best
+    parameters = _in_this_crowd(frame, env, parameters)
     market = _market(frame, env, parameters)
     nodes = np.zeros(frame.nodes[env], np.int64)
     order, ideal = _order(frame, env, parameters, market, nodes)
@@ -184,6 +191,20 @@ def _empty_layout(jobs: int, others: int) -> Layout:
         np.full((jobs, others), np.inf),
         np.full(jobs, np.inf),
     )
+
+
+@compiled
+def _in_this_crowd(frame: Frame, env: int, parameters: np.ndarray) -> np.ndarray:
+    """The constants as they hold for so many waiting jobs."""
+    nodes = 0
+    for node in range(frame.nodes[env]):
+        nodes += frame.available[env, node]
+    waiting = frame.waiting_count[env] / max(1, nodes)
+    adapted = parameters.copy()
+    adapted[REACH] /= 1.0 + parameters[EASE] * waiting
+    adapted[RESERVE] /= 1.0 + parameters[EASE] * waiting
+    adapted[ROOM] *= 1.0 + parameters[CROWD] * waiting
+    return adapted
 
 
 @compiled

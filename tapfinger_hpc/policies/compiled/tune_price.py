@@ -45,6 +45,8 @@ SPACE: Space = {
     "soon": (0.1, 3.0, True),
     "idle": (0.0, 3.0, False),
     "retries": (0.0, 3.99, False),
+    "ease": (0.0, 0.5, False),
+    "crowd": (0.0, 0.5, False),
 }
 """Where each constant is looked for: from, to, and whether steps are factors."""
 WITH_MEMORY: Space = {**SPACE, "mem": (0.02, 3.0, True)}

@@ -30,6 +30,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=0.31,
         idle=0.0,
         retries=2.0,
+        ease=0.0,
+        crowd=0.0,
     ),
     "uniform-3": Prices(
         base=0.413,
@@ -54,6 +56,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=0.208,
         idle=0.0,
         retries=3.0,
+        ease=0.0,
+        crowd=0.0,
     ),
     "order-3": Prices(
         base=0.081,
@@ -78,6 +82,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=0.593,
         idle=0.328,
         retries=0.0,
+        ease=0.0,
+        crowd=0.0,
     ),
     "testbed-3": Prices(
         base=20.0,
@@ -102,6 +108,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=1.444,
         idle=0.0,
         retries=0.0,
+        ease=0.0,
+        crowd=0.0,
     ),
     "synthetic-3": Prices(
         base=0.398,
@@ -126,6 +134,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=0.205,
         idle=0.374,
         retries=3.0,
+        ease=0.0,
+        crowd=0.0,
     ),
     "synthetic-6-l4": Prices(
         base=0.021,
@@ -150,6 +160,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=0.31,
         idle=0.0,
         retries=2.0,
+        ease=0.0,
+        crowd=0.0,
     ),
     "synthetic-6-l3": Prices(
         base=0.021,
@@ -174,6 +186,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=0.31,
         idle=0.343,
         retries=1.0,
+        ease=0.0,
+        crowd=0.0,
     ),
     "synthetic-6-l2": Prices(
         base=0.021,
@@ -198,6 +212,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=0.31,
         idle=0.0,
         retries=2.0,
+        ease=0.0,
+        crowd=0.0,
     ),
     "cluster": Prices(
         base=0.051,
@@ -222,6 +238,8 @@ SCENARIOS: dict[str, Prices] = {
         soon=1.7,
         idle=0.263,
         retries=1.0,
+        ease=0.0,
+        crowd=0.0,
     ),
 }
 
