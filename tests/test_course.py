@@ -158,6 +158,30 @@ def test_an_advantage_is_measured_against_siblings_that_met_the_same_arrivals() 
     assert returns[4, 0] == pytest.approx(common[4, 0])
 
 
+def test_every_workload_has_the_same_say_however_far_its_returns_spread() -> None:
+    slots, siblings = 6, 4
+    rewards = np.random.default_rng(1).normal(size=(slots, siblings))
+    rewards = np.concatenate([rewards, 50 * rewards], axis=1)
+    alive = np.ones((slots, 2 * siblings), bool)
+    alive[4:, 2] = alive[4:, 2 + siblings] = False
+    collected = Collected([], rewards, alive, np.full(rewards.shape, 0.9), np.zeros(2 * siblings))
+    found, _ = advantages(collected, np.zeros(rewards.shape), siblings, 0.9)
+    np.testing.assert_allclose(found[:, :siblings], found[:, siblings:], atol=1e-6)
+    assert found[:, :siblings][alive[:, :siblings]].std() == pytest.approx(1.0)
+    assert not found[~alive].any()
+
+
+def test_several_scenarios_take_turns(tmp_path: Path) -> None:
+    both = course._Course(CourseConfig("random,cluster"), tmp_path, None, team.Team())
+    names = [each.scenario.name for each in both._workloads(4)]
+    assert names == ["random", "cluster"] * 2
+    with pytest.raises(ConfigError, match="train in one, or in drawn ones"):
+        course.train(CourseConfig("uniform-3,random", knowledge="types"), tmp_path / "out")
+    with pytest.raises(ScenarioError, match="'hetero-7' is not known"):
+        course.train(CourseConfig("random,hetero-7"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_returns_end_where_an_episode_ends() -> None:
     alive = np.array([[True, True], [True, False]])
     collected = Collected([], np.array([[-1.0, -1.0], [-2.0, 0.0]]), alive, np.full((2, 2), 0.5), np.zeros(2))

@@ -205,8 +205,8 @@ def scenario(name: str, table: Path | None = None) -> Scenario:
 
 
 def random_scenario(source: np.random.Generator, *, tasks: int | None = None) -> Scenario:
-    """Another cluster, load and set of speed curves each time: 2 to 24 agents, load 0.4 to 1.1; one of ten is overloaded,
-    up to 1.5, as the authors' test-bed is.
+    """Another cluster, load and set of speed curves each time: 2 to 24 agents, load 0.4 to 1.1; one of ten is
+    overloaded, up to 1.5, as the authors' test-bed is.
     """
     agents = int(source.choice((2, 3, 3, 4, 5, 6, 6, 8, 10, 12, 16, 20, 24)))
     if source.random() < 0.4:

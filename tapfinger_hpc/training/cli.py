@@ -14,7 +14,9 @@ from tapfinger_hpc.sim.levels import LEVELS, ORACLE
 
 @click.command()
 @click.option(
-    "--scenario", required=True, help="Train in this scenario of the paper, or in drawn ones (random, cluster)."
+    "--scenario",
+    required=True,
+    help="Train in this scenario of the paper, or in drawn ones (random, cluster); several with commas between.",
 )
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the checkpoint."

@@ -50,6 +50,7 @@ class CourseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a course goes; every default beside its reason."""
 
     scenario: str
+    """A name, or several with commas between, whose workloads take turns."""
     knowledge: str = ORACLE
     """What the policy is told of the tasks' times, one of ``levels.LEVELS``."""
     minutes: float = 20.0
@@ -178,18 +179,24 @@ class _Course:
         self.config, self.out, self.table, self.team = config, out, table, team
         if config.knowledge not in LEVELS:
             raise ConfigError(f"knowledge {config.knowledge!r} is not known; known: {', '.join(LEVELS)}")
+        self.scenarios = config.scenario.split(",")
         # An unknown name or a missing table is said at once.
-        first = scenarios.workload(config.scenario, 0, table=table)
+        firsts = [scenarios.workload(name, 0, table=table) for name in self.scenarios]
         self.experience: Experience | None = None
-        if config.knowledge == TYPES and config.scenario not in scenarios.DRAWN:
-            self.experience = experience.learn(first.scenario)
+        if config.knowledge == TYPES and not set(self.scenarios) <= set(scenarios.DRAWN):
+            if len(firsts) > 1:
+                raise ConfigError(
+                    f"knowledge {TYPES!r} is what was learned of the types of one scenario, and {config.scenario!r} "
+                    f"are several; train in one, or in drawn ones ({', '.join(scenarios.DRAWN)})"
+                )
+            self.experience = experience.learn(firsts[0].scenario)
         self.network, self.averaged, self.critic = (
             PolicyNetwork(config.network),
             PolicyNetwork(config.network),
             Critic(config.network.hidden),
         )
         self.averaged.load_state_dict(self.network.state_dict())
-        self.prices = tuned.prices(config.scenario, config.knowledge).array()
+        self.prices = tuned.prices(self.scenarios[0], config.knowledge).array()
         self.learner = ppo.Learner(self.network, self.critic, config.ppo, team)
         self.counters = _Counters(config, team.size, seed=FIRST_SEED + config.seed * SEEDS_OF_A_RUN)
         self.source = np.random.default_rng((config.seed, team.rank))
@@ -272,7 +279,11 @@ class _Course:
         self.counters.seed += count
         self.counters.episodes += count
         mine = range(first + self.team.rank, first + count, self.team.size)
-        return [scenarios.workload(self.config.scenario, seed, table=self.table) for seed in mine]
+        return self._draw(mine)
+
+    def _draw(self, seeds: Iterable[int]) -> list[Workload]:
+        names = self.scenarios
+        return [scenarios.workload(names[seed % len(names)], seed, table=self.table) for seed in seeds]
 
     def _told(self, workloads: list[Workload]) -> list[Belief | None]:
         return experience.beliefs(workloads, self.config.knowledge, self.experience)
@@ -356,8 +367,7 @@ class _Course:
     def begin(self) -> None:
         """Takes random weights, but none for numbers that are always 0 in this scenario."""
         first = FIRST_SEED + self.config.seed * SEEDS_OF_A_RUN
-        seeds = range(first, first + 4)
-        workloads = [scenarios.workload(self.config.scenario, seed, table=self.table) for seed in seeds]
+        workloads = self._draw(range(first, first + 4))
         source = np.random.default_rng(self.config.seed)
         told = self._told(workloads)
         taught = following.lessons(self.network, price.decide, self.prices, workloads, 0.0, source, told)

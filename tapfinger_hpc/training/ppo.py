@@ -136,7 +136,9 @@ def _clocks(frame: Frame, truth: Truth, count: int) -> np.ndarray:
 
 
 def advantages(collected: Collected, values: np.ndarray, siblings: int, trace: float) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages and returns, float64 [decision, env]; ``values`` is the critic's, 0 where it has none."""
+    """Advantages, of spread 1 on each workload, and returns, float64 [decision, env]; ``values`` is the critic's, 0
+    where it has none.
+    """
     slots, envs = collected.rewards.shape
     keep: float | np.ndarray
     events = collected.events
@@ -157,8 +159,12 @@ def advantages(collected: Collected, values: np.ndarray, siblings: int, trace: f
             for env in np.flatnonzero(events.timed).tolist():
                 others[:, env] = _at_the_same_time(events.time, collected.alive, advantage, env, siblings)
         advantage = advantage - others
-    spread = advantage[collected.alive].std()
-    return np.where(collected.alive, advantage / (spread + 1e-8), 0.0), returns
+    for first in range(0, envs, siblings):
+        group, there = advantage[:, first : first + siblings], collected.alive[:, first : first + siblings]
+        # Each workload by itself: returns of a cluster that is overloaded spread ten times as far as those of one that
+        # is not, and would leave the latter's without a say.
+        advantage[:, first : first + siblings] = np.where(there, group / (group[there].std() + 1e-8), 0.0)
+    return advantage, returns
 
 
 def _at_the_same_time(
