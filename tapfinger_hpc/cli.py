@@ -48,11 +48,13 @@ BENCHES = {
     "decision": "tapfinger_hpc.policies.bench:decision",
     "live": "slurm_plugin.bench:live",
     "simulator": "tapfinger_hpc.sim.bench:simulator",
+    "speeds": "trace_tools.speed_cli:speeds",
 }
 BENCH_SUMMARIES = {
     "decision": "How long the learned policy takes for one decision.",
     "live": "Submission, decision and start, on throw-away clusters.",
     "simulator": "Environment steps a second of the compiled simulator.",
+    "speeds": "How well speed models foretell what they have not seen.",
 }
 
 

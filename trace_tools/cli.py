@@ -9,12 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tapfinger_hpc import trace as traces
+from trace_tools import speed_cli
 from trace_tools.check import TraceReport, report
 
 
 @click.group()
 def trace() -> None:
     """Make and check workload traces."""
+
+
+trace.add_command(speed_cli.fit)
+trace.add_command(speed_cli.curves)
+trace.add_command(speed_cli.prior)
 
 
 @trace.command()

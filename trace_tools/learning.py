@@ -1,0 +1,164 @@
+"""From ended jobs to a file of job classes, and on from there with each job more.
+
+Two files: the classes, as agent and server read them, and beside them what was seen (``.seen``), from which the next
+run goes on. Each is written whole or not at all, what was seen first: a run that is killed in between is made up for.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tapfinger_hpc.errors import TraceError
+from tapfinger_hpc.speed import JobClass
+from tapfinger_hpc.trace import Trace
+from tapfinger_hpc.units import Mark
+from trace_tools.classes import class_of
+from trace_tools.records import EndedJob
+from trace_tools.seen import Seen
+
+MOST_CLASSES = 20_000
+"""That are remembered; beyond, those of the fewest and oldest jobs are forgotten."""
+MOST_WRITTEN = 300
+"""Into the file that the agent holds in memory: some 10 kB each."""
+
+
+class Kept(msgspec.Struct, forbid_unknown_fields=True):
+    """The file of what was seen."""
+
+    format: Literal["tapfinger-seen"] = "tapfinger-seen"
+    version: Literal[1] = 1
+    journal: str = ""
+    """Which journal was read; "" while none was."""
+    journal_upto: int = 0
+    """The last of its ended jobs that was taken in."""
+    classes: list[Seen] = []
+
+
+class Learner:
+    """What was seen of all classes, and the speed models that were made of it."""
+
+    def __init__(self, kept: Kept | None = None, made: Iterable[JobClass] = ()) -> None:
+        self.kept = kept or Kept()
+        self._seen = {one.name: one for one in self.kept.classes}
+        self._made = {one.name: one for one in made}
+        self._changed: set[str] = set(self._seen) - set(self._made)
+        self.jobs = 0
+        """Taken in since it was opened."""
+
+    def take_in(self, jobs: Iterable[EndedJob]) -> None:
+        """Adds jobs that have ended to their classes."""
+        for job in jobs:
+            name = class_of(job)
+            one = self._seen.get(name)
+            if one is None:
+                if len(self._seen) >= 2 * MOST_CLASSES:
+                    self._forget()
+                one = self._seen[name] = Seen(name)
+            one.add(job)
+            self._changed.add(name)
+            self.jobs += 1
+
+    def classes(self) -> tuple[JobClass, ...]:
+        """The classes of which most was seen, by name; only those that changed are fitted again."""
+        from trace_tools import speeds  # numpy, which a look into the files does not need
+
+        told = sorted(self._seen.values(), key=_worth, reverse=True)[:MOST_WRITTEN]
+        for one in told:
+            if one.name in self._changed or one.name not in self._made:
+                fitted = speeds.fit(one)
+                if fitted is not None:
+                    self._made[one.name] = fitted
+        self._changed.clear()
+        made = (self._made[one.name] for one in told if one.name in self._made)
+        return tuple(sorted(made, key=lambda one: one.name))
+
+    def all_seen(self) -> list[Seen]:
+        """For the file; the best known of too many."""
+        if len(self._seen) > MOST_CLASSES:
+            self._forget()
+        return list(self._seen.values())
+
+    def _forget(self) -> None:
+        best = sorted(self._seen.values(), key=_worth, reverse=True)[:MOST_CLASSES]
+        self._seen = {one.name: one for one in best}
+
+
+def opened(output: Path) -> Learner:
+    """Goes on from this file of classes and what was seen beside it; from nothing where neither is there.
+
+    Raises:
+        TraceError: a file is there and cannot be used.
+    """
+    kept, made = kept_path(output), ()
+    if not kept.exists():
+        return Learner()
+    seen_before = _decoded(kept, Kept)
+    if output.exists():
+        made = _decoded(output, tuple[JobClass, ...])
+    return Learner(seen_before, made)
+
+
+def write(learner: Learner, output: Path) -> tuple[JobClass, ...]:
+    """Writes both files; the classes."""
+    classes = learner.classes()
+    learner.kept.classes = learner.all_seen()
+    _replace(kept_path(output), msgspec.json.encode(learner.kept))
+    _replace(output, msgspec.json.encode(classes))
+    return classes
+
+
+def kept_path(output: Path) -> Path:
+    """Where the sums are, from which a later run goes on."""
+    return output.with_name(f"{output.name}.seen")
+
+
+def ended_jobs(trace: Trace) -> Iterator[EndedJob]:
+    """The jobs of a trace as they would have ended on what they ask for."""
+    for item in trace.jobs:
+        job = item.job
+        seconds = trace.true_duration_s(item, job.requested)
+        ran = seconds if job.time_limit_s is None else min(seconds, float(job.time_limit_s))
+        if not 0 < ran < float("inf"):
+            continue
+        yield EndedJob(
+            job_id=job.job_id,
+            state="COMPLETED" if ran == seconds else "TIMEOUT",
+            elapsed_s=ran,
+            granted=job.requested,
+            requested=job.requested,
+            nodes=job.nodes_wanted,
+            gpu_type=job.gpu_type,
+            submit_time_s=job.submit_time_s,
+            time_limit_s=job.time_limit_s,
+            partition=job.partitions[0],
+            user=job.user,
+            mark=Mark(job_class=job.job_class),
+        )
+
+
+def _worth(one: Seen) -> tuple[int, int, str]:
+    return (one.finished + min(one.unfinished, 1), one.last_s, one.name)
+
+
+def _decoded(path: Path, kind):
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise TraceError(f"{str(path)!r} cannot be read: {error}; move it away to begin anew") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise TraceError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
