@@ -15,7 +15,7 @@ from tapfinger_hpc import workload
 from tapfinger_hpc.errors import TraceError
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import Resources
-from tapfinger_hpc.trace import Trace, TraceJob
+from tapfinger_hpc.trace import Ran, Trace, TraceJob
 from trace_tools.check import report
 from trace_tools.cli import trace as command
 
@@ -41,6 +41,41 @@ def test_the_true_duration_is_that_of_the_class_times_the_jobs_own_scale():
     assert made.true_duration_s(made.jobs[0], Resources(1, 4, 1000)) == pytest.approx(80)
 
 
+def test_a_trace_of_version_1_is_still_read(tmp_path: Path):
+    path = tmp_path / "t.jsonl"
+    traces.write(small(), path)
+    header, line = path.read_bytes().splitlines()
+    kept = {name: value for name, value in json.loads(header).items() if name in ("format", "source", "classes")}
+    path.write_bytes(json.dumps({**kept, "version": 1}).encode() + b"\n" + line + b"\n")
+    assert traces.read(path) == small()
+
+
+def seen(job_id: str, *, submitted: int = 1_700_000_000, amounts: Resources | None = None) -> TraceJob:
+    """A job that accounting saw run for 100 s on 4 CPUs and 1 GPU."""
+    ran = Ran("COMPLETED", 100.0, amounts or Resources(4, 1, 16000), start_time_s=submitted + 5, name="train")
+    return TraceJob(job(job_id, submit_time_s=submitted), ran=ran)
+
+
+def test_times_of_accounting_are_read_as_seconds_from_the_first_submission_in_order(tmp_path: Path):
+    path = tmp_path / "t.jsonl"
+    traces.write(Trace("site", (), (seen("8", submitted=1_700_000_900), seen("7"))), path)
+    read = traces.read(path)
+    assert [(item.job.job_id, item.job.submit_time_s, item.ran.start_time_s) for item in read.jobs] == [
+        ("7", 0, 5),
+        ("8", 900, 905),
+    ]
+    assert read.zero_s == 1_700_000_000
+    traces.write(read, path)
+    assert traces.read(path) == read
+
+
+def test_a_job_of_no_class_takes_as_long_as_it_took_and_less_on_more_gpus():
+    trace = Trace("site", (), (seen("7"),))
+    assert trace.true_duration_s(trace.jobs[0], Resources(4, 1, 16000)) == 100
+    assert trace.true_duration_s(trace.jobs[0], Resources(4, 2, 32000)) < 100
+    assert trace.true_duration_s(trace.jobs[0], Resources(2, 1, 16000)) > 100
+
+
 def test_nothing_is_left_beside_a_trace_and_none_is_half_written(tmp_path: Path):
     path = tmp_path / "t.jsonl"
     traces.write(small(), path)
@@ -56,12 +91,14 @@ def test_nothing_is_left_beside_a_trace_and_none_is_half_written(tmp_path: Path)
     [
         (lambda lines: [], "is empty"),
         (lambda lines: [b'{"format": "other"}'], "line 1"),
-        (lambda lines: [lines[0].replace(b'"version":1', b'"version":2'), *lines[1:]], "version"),
+        (lambda lines: [lines[0].replace(b'"version":2', b'"version":3'), *lines[1:]], "version"),
         (lambda lines: [lines[0], b"{"], "line 2"),
         (lambda lines: [lines[0], lines[1].replace(b'"scale":2.0', b'"scale":0')], "scale"),
         (lambda lines: [lines[0], lines[1].replace(b'"cpus":4', b'"cpus":-4', 1)], "cpus"),
         (lambda lines: [lines[0], lines[1].replace(b'"known"', b'"other"')], "'other'"),
         (lambda lines: [lines[0], lines[1].replace(b'"scale"', b'"runtime"')], "runtime"),
+        (lambda lines: [lines[0]], "0 jobs, where the header says 1"),
+        (lambda lines: [lines[0], lines[1].replace(b'"scale":2.0', b'"scale":2.5')], "sha256"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_line_and_field(tmp_path: Path, change, named):

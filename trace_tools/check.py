@@ -98,7 +98,7 @@ def _wrong(trace: Trace) -> Iterator[str]:
         running_s = trace.true_duration_s(item, job.requested)
         if math.isinf(running_s):
             yield f"job {job.job_id}: cannot run on what it asks for ({job.requested}): too little memory for its class"
-        elif job.time_limit_s is not None and running_s > job.time_limit_s:
+        elif item.ran is None and job.time_limit_s is not None and running_s > job.time_limit_s:
             limit_s = job.time_limit_s
             yield f"job {job.job_id}: takes {running_s:.0f} s on what it asks for, beyond its limit of {limit_s} s"
 

@@ -1,7 +1,7 @@
-"""What accounting knows of one job that has ended: the struct between the readers of accounting and those who learn.
+"""What accounting knows of one job that has ended: between the readers of accounting and those who learn from it.
 
-A record is a plain value. Nothing here reads a file: ``reading`` makes records of sacct and of other lists, the agent's
-journal makes them of jobs that it has placed.
+A record is a plain value. ``of_trace_job`` makes one of a job of a trace, the agent's journal makes them of jobs that
+it has placed.
 """
 
 import re
@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from tapfinger_hpc.state import Name, Resources
-from tapfinger_hpc.units import Mark
+from tapfinger_hpc.trace import TraceJob
+from tapfinger_hpc.units import Mark, Range
 
 ENDED = frozenset(
     {
@@ -69,6 +70,45 @@ class EndedJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def finished(self) -> bool:
         """Whether the job did all of its work; otherwise ``elapsed_s`` is only a lower bound of its duration."""
         return self.state == "COMPLETED"
+
+
+def of_trace_job(item: TraceJob, zero_s: int = 0) -> EndedJob | None:
+    """What a job of a trace says of how it ran; None of a job that is made up.
+
+    Args:
+        zero_s: the second since the epoch at which the trace begins, where its times count from there.
+    """
+    job, ran = item.job, item.ran
+    if ran is None:
+        return None
+    return EndedJob(
+        job_id=job.job_id,
+        state=ran.state,
+        elapsed_s=ran.elapsed_s,
+        granted=ran.amounts,
+        requested=job.requested,
+        nodes=ran.nodes,
+        gpu_type=job.gpu_type,
+        submit_time_s=job.submit_time_s + zero_s,
+        start_time_s=None if ran.start_time_s is None else ran.start_time_s + zero_s,
+        time_limit_s=job.time_limit_s,
+        max_rss_mb=ran.max_rss_mb,
+        partition=job.partitions[0],
+        user=job.user,
+        account=ran.account,
+        name=ran.name,
+        mark=_mark_of(item) if job.managed else None,
+    )
+
+
+def _mark_of(item: TraceJob) -> Mark:
+    least, most = item.job.minimum, item.job.maximum
+    return Mark(
+        gpus=Range(least.gpus, most.gpus),
+        cpus=Range(least.cpus, most.cpus),
+        mem_mb=Range(least.mem_mb, most.mem_mb),
+        job_class=item.job.job_class,
+    )
 
 
 def plain_name(name: str) -> str:
