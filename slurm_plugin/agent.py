@@ -15,8 +15,10 @@ from pathlib import Path
 
 from slurm_plugin import hookfile
 from slurm_plugin.classes import ClassesFile
+from slurm_plugin.ended import Endings
 from slurm_plugin.hookfile import HookMode
 from slurm_plugin.journal import Journal, Note, Told
+from slurm_plugin.naming import Names
 from slurm_plugin.placed import Placements
 from tapfinger_hpc.cluster import Clock, Cluster
 from tapfinger_hpc.config import AgentConfig
@@ -55,10 +57,13 @@ class Agent:
         config: AgentConfig,
         *,
         classes: ClassesFile | None = None,
+        names: Names | None = None,
+        endings: Endings | None = None,
     ) -> None:
         self._cluster, self._clock, self._decide = cluster, clock, decide
         self._journal, self._config = journal, config
         self._classes = classes or ClassesFile(None)
+        self._names, self._endings = names, endings
         self._placements = Placements(cluster, clock, journal, config)
         self._hook_file = Path(config.hook_file) if config.hook_file else None
         self._disable_file = Path(config.disable_file) if config.disable_file else None
@@ -123,10 +128,14 @@ class Agent:
     def _cycle(self, mode: HookMode) -> None:
         state = self._cluster.observe()
         self._say("slurm", "answers", "")
+        if self._names is not None:
+            state = self._names.named(state)
         if mode == "enforce":
             self._placements.reconcile(state)
             self._placements.give_up_old(state)
         self._placements.remember(state)
+        if self._endings is not None:
+            self._endings.look(state)
         prepared = self._classes.attach(self._placements.prepare(state))
         if mode == "disabled":
             return

@@ -1,4 +1,4 @@
-"""The commands ``agent``, ``janitor``, ``status`` and ``explain``."""
+"""The commands ``agent``, ``janitor``, ``status``, ``explain`` and ``learn``."""
 
 import logging
 import signal
@@ -10,6 +10,7 @@ import msgspec
 
 from tapfinger_hpc import config as configuration
 from tapfinger_hpc.config import Config, Mode
+from tapfinger_hpc.errors import ConfigError
 
 _CONFIG = click.option(
     "--config",
@@ -31,8 +32,10 @@ def agent(config_file: Path | None, mode: Mode | None, once: bool) -> None:
     from slurm_plugin.classes import ClassesFile
     from slurm_plugin.client import PolicyClient
     from slurm_plugin.cluster import SlurmCluster
+    from slurm_plugin.ended import Endings
     from slurm_plugin.events import WakeClock
     from slurm_plugin.journal import Journal
+    from slurm_plugin.naming import Names
 
     config = _with_mode(configuration.load(config_file), mode)
     _log_to_stderr()
@@ -41,17 +44,49 @@ def agent(config_file: Path | None, mode: Mode | None, once: bool) -> None:
         clock = WakeClock(Path(config.agent.wake_socket) if config.agent.wake_socket else None)
         stop = _Stop(clock.interrupt, once=once)
         classes = ClassesFile(Path(config.agent.classes_file) if config.agent.classes_file else None)
+        cluster = SlurmCluster.from_config(config)
+        names = Names(cluster.names)
         try:
             Agent(
-                SlurmCluster.from_config(config),
+                cluster,
                 clock,
                 PolicyClient.from_config(config).decide,
                 journal,
                 config.agent,
                 classes=classes,
+                names=names,
+                endings=Endings(cluster.find, journal, names),
             ).run(stop)
         finally:
             clock.close()
+
+
+@click.command()
+@_CONFIG
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The classes; agent.classes_file by default.",
+)
+@_JSON
+def learn(config_file: Path | None, output: Path | None, as_json: bool) -> None:
+    """Learn job classes from the jobs that the agent saw end (one shot; for a timer or cron).
+
+    Goes on from what earlier runs of this command and of `tapfinger trace fit` have seen, kept beside the classes.
+    """
+    from slurm_plugin.journal import Journal
+    from trace_tools import learning
+    from trace_tools.speed_cli import shown
+
+    config = configuration.load(config_file)
+    path = output or (Path(config.agent.classes_file) if config.agent.classes_file else None)
+    if path is None:
+        raise ConfigError("there is no file for the classes: set agent.classes_file, or give --output")
+    learner = learning.opened(path)
+    with Journal.reading(Path(config.agent.journal)) as journal:
+        learner.take_in_journal(config.agent.journal, journal.ended_after)
+    shown(learning.write(learner, path), path, learner.jobs, as_json)
 
 
 @click.command()

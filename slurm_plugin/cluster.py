@@ -134,6 +134,12 @@ class SlurmCluster:
         said = self._run(_squeue(f"--jobs={job_id}", "--states=all"))
         return [] if _none_left(said) else list(_read(said).values())
 
+    def names(self, numbers: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Account and name of these jobs and arrays, by number."""
+        options = ["--noheader", "--all", "--states=all", f"--jobs={','.join(numbers)}"]
+        said = self._run(["squeue", *options, f"--Format={parse.NAMES_FORMAT}"])
+        return {} if _none_left(said) else parse.names(said.checked())
+
     @property
     def managed_partitions(self) -> frozenset[str]:
         """Partitions whose jobs are managed by configuration."""

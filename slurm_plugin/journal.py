@@ -18,6 +18,7 @@ import msgspec
 from tapfinger_hpc.decision import Decision, JobUpdate
 from tapfinger_hpc.errors import TapfingerError
 from tapfinger_hpc.state import JobKey
+from trace_tools.records import EndedJob
 
 SCHEMA_VERSION = 1
 KEEP_S = 14 * 86400
@@ -133,6 +134,10 @@ create index if not exists notes_of_job on notes (job_id, submit_time_s);
 create table if not exists memories (
     job_id text not null, submit_time_s integer not null, eligible_since_s real, failures integer not null,
     retry_s real not null, given_up text not null, primary key (job_id, submit_time_s)) without rowid;
+create table if not exists ended (
+    ended_id integer primary key autoincrement, at_s real not null, job_id text not null,
+    submit_time_s integer not null, start_time_s integer not null, record text not null,
+    unique (job_id, submit_time_s, start_time_s));
 """
 
 
@@ -292,6 +297,26 @@ class Journal:
         """How many intents are in each state."""
         return dict(self._connection.execute("select state, count(*) from intents group by state"))
 
+    # What job classes are learned from.
+
+    def keep_ended(self, jobs: Sequence[EndedJob], at_s: float) -> None:
+        """Keeps jobs that have ended, each run of each job once."""
+        if not jobs:
+            return
+        with self._transaction() as connection:
+            connection.executemany(
+                "insert or ignore into ended (at_s, job_id, submit_time_s, start_time_s, record) "
+                "values (?, ?, ?, ?, ?)",
+                [(at_s, job.job_id, job.submit_time_s, job.start_time_s or 0, _json(job)) for job in jobs],
+            )
+
+    def ended_after(self, number: int) -> list[tuple[int, EndedJob]]:
+        """Those with a greater number than this, in order; none of a journal of before there were such."""
+        if not self._connection.execute("select 1 from sqlite_master where name = 'ended'").fetchone():
+            return []
+        rows = self._connection.execute("select ended_id, record from ended where ended_id > ? order by 1", (number,))
+        return [(ended_id, msgspec.json.decode(record, type=EndedJob)) for ended_id, record in rows]
+
     # What the agent remembers of waiting jobs.
 
     def memories(self) -> list[JobMemory]:
@@ -323,7 +348,7 @@ class Journal:
             connection.execute(
                 "delete from intents where state not in ('written', 'open') and changed_s < ?", (before_s,)
             )
-            for table, number in (("told", "told_id"), ("notes", "note_id")):
+            for table, number in (("told", "told_id"), ("notes", "note_id"), ("ended", "ended_id")):
                 connection.execute(f"delete from {table} where at_s < ?", (before_s,))
                 connection.execute(
                     f"delete from {table} where {number} <= (select max({number}) from {table}) - ?", (MOST_ROWS,)

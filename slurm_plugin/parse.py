@@ -53,6 +53,8 @@ COLUMNS: dict[str, tuple[str, int]] = {
 
 TASKS_FORMAT = "JobID:12,ArrayJobID:12,ArrayTaskID:24"
 """Three numbers, in which nobody can hide anything."""
+NAMES_COLUMNS = (("JobID", 12), ("ArrayJobID", 12), ("Account", 64), ("Name", 256))
+NAMES_FORMAT = ",".join(f"{name}:{width}" for name, width in NAMES_COLUMNS)
 SQUEUE_FORMAT = ",".join(f"{name}:{width}" for name, width in COLUMNS.values())
 _RECORD_BYTES = sum(width for _, width in COLUMNS.values()) + 1
 _ABSENT = {"", "N/A", "(null)", "NULL", "None", "Unknown", "n/a"}
@@ -161,6 +163,26 @@ def waiting_tasks(text: bytes) -> list[tuple[str, str, int]]:
             raise SlurmError(f"squeue: expected job, array and task, found {line[:80]!r}")
         if words[2].isdigit():  # N/A for a job that is no array
             found.append((words[0], words[1], int(words[2])))
+    return found
+
+
+def names(text: bytes) -> dict[str, tuple[str, str]]:
+    """Account and job name, by the number of the job or of its array, of ``squeue --Format=NAMES_FORMAT``.
+
+    Raises:
+        SlurmError: the text is not made of such records.
+    """
+    each = sum(width for _, width in NAMES_COLUMNS) + 1
+    if len(text) % each:
+        raise SlurmError(f"squeue: {len(text)} bytes are no whole number of records of {each}")
+    found = {}
+    for start in range(0, len(text), each):
+        values, position = [], start
+        for _, width in NAMES_COLUMNS:
+            values.append(text[position : position + width].decode("utf-8", "replace").rstrip(" "))
+            position += width
+        number, array_id, account, name = values
+        found[array_id if array_id.isdigit() and array_id != "0" else number] = (given(account), name)
     return found
 
 

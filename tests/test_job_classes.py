@@ -40,6 +40,10 @@ def test_a_plain_name_is_its_own_plain_name(name):
     assert plain_name(plain_name(name)) == plain_name(name)
 
 
+def test_hashed_names_of_an_anonymous_trace_stay_apart():
+    assert plain_name("name-3f2a9c1b7d5e") != plain_name("name-9bc04fe07d5e")
+
+
 def test_a_declared_class_goes_before_user_account_and_name():
     assert class_of(job(name="run_3", mark=Mark(job_class="resnet"))) == "resnet"
     assert class_of(job(name="run_3", mark=Mark())) == class_of(job(name="run_7")) == "ada/lab/run_#"

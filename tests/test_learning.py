@@ -120,6 +120,28 @@ def test_a_fit_of_a_trace_foretells_its_jobs(tmp_path):
     assert sum(one["observations"] for one in msgspec.json.decode(more.output)) > 700
 
 
+ACCOUNTING = """JobID|JobName|User|Account|Partition|State|Submit|Start|End|ElapsedRaw|AllocCPUS|AllocTRES|ReqMem|MaxRSS
+1|train_lr0.1|ada|lab|pa|COMPLETED|1700000000|1700000010|1700000310|300|4|cpu=4,mem=8G,node=1,gres/gpu=1|8G|
+1.batch|batch|||||||||||COMPLETED|3000M
+2|train_lr0.2|ada|lab|pa|COMPLETED|1700000100|1700000110|1700000270|160|8|cpu=8,mem=8G,node=1,gres/gpu=2|8G|
+3|train_lr0.3|ada|lab|pa|TIMEOUT|1700000200|1700000210|1700000810|600|4|cpu=4,mem=8G,node=1,gres/gpu=1|8G|
+4|other|bob|lab|pa|FAILED|1700000200|1700000210|1700000270|60|4|cpu=4,mem=8G,node=1|8G|
+"""
+
+
+def test_accounting_becomes_classes_by_user_account_and_name(tmp_path):
+    accounting, file, output = (tmp_path / name for name in ("sacct.txt", "trace.jsonl", "classes.json"))
+    accounting.write_text(ACCOUNTING.replace("|||||||||||COMPLETED|3000M", "||||COMPLETED||||300|4|||3000M"))
+    for arguments in (["convert", str(accounting), "-o", str(file)], ["fit", str(file), "-o", str(output)]):
+        done = CliRunner().invoke(tapfinger, ["trace", *arguments])
+        assert done.exit_code == 0, (done.output, done.exception)
+    found = {one.name: one for one in msgspec.json.decode(output.read_bytes(), type=tuple[JobClass, ...])}
+    assert found["ada/lab/train_lr#"].observations == 2
+    assert found["ada/lab/train_lr#"].speed.duration_s(Resources(4, 1, 8000)) == pytest.approx(300, rel=0.5)
+    assert 3000 < found["ada/lab/train_lr#"].speed.mem_mb[0] < 8000
+    assert found["bob/lab/other"].observations == 0
+
+
 def test_a_trace_without_jobs_is_refused(tmp_path):
     file = tmp_path / "trace.jsonl"
     traces.write(traces.Trace("empty", (), ()), file)

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from tapfinger_hpc.units import Mark
 from trace_tools.assemble import Jobs
+from trace_tools.classes import plain_name
 from trace_tools.coded import Coded
-from trace_tools.records import plain_name
 
 
 def without_identities(jobs: Jobs, salt: bytes) -> Jobs:

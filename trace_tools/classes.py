@@ -13,6 +13,8 @@ _MONTH = re.compile(
 )
 _NUMBER = re.compile(r"\d+(?:[.]\d+)*(?:e[-+]?\d+)?")
 _NUMBERS = re.compile(r"#(?:[-_.:,/+t\[\]% ]*#)+")
+_ANONYMOUS = re.compile(r"name-[0-9a-f]{12}")
+"""What `trace convert --anonymize` writes: a hash of a plain name, which tells kinds of jobs apart."""
 _ENDING = re.compile(r"[.](?:sh|bash|sbatch|slurm|job|py)$")
 
 
@@ -34,6 +36,8 @@ def plain_name(name: str) -> str:
     ``train_lr0.01_seed3`` and ``train_lr1e-4_seed12`` are alike, as are ``eval-2024-05-01`` and ``eval-2024-11-23``;
     ``resnet18`` and ``resnet50`` too: who wants them apart declares ``class=``.
     """
+    if _ANONYMOUS.fullmatch(name):
+        return name
     plain = _ENDING.sub("", name.strip().lower())
     for pattern in (_UNIQUE, _HASH, _MONTH, _NUMBER):
         plain = pattern.sub("#", plain)

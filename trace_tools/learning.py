@@ -4,19 +4,21 @@ Two files: the classes, as agent and server read them, and beside them what was 
 run goes on. Each is written whole or not at all, what was seen first: a run that is killed in between is made up for.
 """
 
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from tapfinger_hpc import trace as traces
 from tapfinger_hpc.errors import TraceError
 from tapfinger_hpc.speed import JobClass
-from tapfinger_hpc.trace import Trace
+from tapfinger_hpc.trace import Trace, TraceJob
 from tapfinger_hpc.units import Mark
 from trace_tools.classes import class_of
-from trace_tools.records import EndedJob
+from trace_tools.records import EndedJob, of_trace_job
 from trace_tools.seen import Seen
 
 MOST_CLASSES = 20_000
@@ -61,10 +63,25 @@ class Learner:
             self._changed.add(name)
             self.jobs += 1
 
+    def take_in_journal(self, name: str, ended_after: Callable[[int], Sequence[tuple[int, EndedJob]]]) -> None:
+        """Adds the ended jobs of an agent's journal that were not taken in yet; a new journal is read from its begin.
+
+        Args:
+            name: of the journal.
+            ended_after: its ended jobs with their numbers, from the one after a number on.
+        """
+        if self.kept.journal != name or (self.kept.journal_upto and not ended_after(self.kept.journal_upto - 1)):
+            self.kept.journal, self.kept.journal_upto = name, 0
+        for number, job in ended_after(self.kept.journal_upto):
+            self.take_in([job])
+            self.kept.journal_upto = number
+
     def classes(self) -> tuple[JobClass, ...]:
         """The classes of which most was seen, by name; only those that changed are fitted again."""
-        from trace_tools import speeds  # numpy, which a look into the files does not need
-
+        try:
+            from trace_tools import speeds  # numpy, which a look into the files does not need
+        except ImportError as error:
+            raise TraceError(f"speed models need numpy: pip install 'tapfinger-hpc[traces]' ({error})") from error
         told = sorted(self._seen.values(), key=_worth, reverse=True)[:MOST_WRITTEN]
         for one in told:
             if one.name in self._changed or one.name not in self._made:
@@ -115,28 +132,36 @@ def kept_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.seen")
 
 
-def ended_jobs(trace: Trace) -> Iterator[EndedJob]:
-    """The jobs of a trace as they would have ended on what they ask for."""
-    for item in trace.jobs:
-        job = item.job
-        seconds = trace.true_duration_s(item, job.requested)
-        ran = seconds if job.time_limit_s is None else min(seconds, float(job.time_limit_s))
-        if not 0 < ran < float("inf"):
-            continue
-        yield EndedJob(
-            job_id=job.job_id,
-            state="COMPLETED" if ran == seconds else "TIMEOUT",
-            elapsed_s=ran,
-            granted=job.requested,
-            requested=job.requested,
-            nodes=job.nodes_wanted,
-            gpu_type=job.gpu_type,
-            submit_time_s=job.submit_time_s,
-            time_limit_s=job.time_limit_s,
-            partition=job.partitions[0],
-            user=job.user,
-            mark=Mark(job_class=job.job_class),
-        )
+def ended_jobs(path: Path) -> Iterator[EndedJob]:
+    """The jobs of a trace as they ended, one by one; those that are made up as they would on what they ask for."""
+    header = traces.read_header(path)
+    made_up = traces.Trace(header.source, header.classes, ())
+    for item in traces.read_jobs(path):
+        job = of_trace_job(item, header.zero_s) or _as_if_run(item, made_up)
+        if job is not None:
+            yield job
+
+
+def _as_if_run(item: TraceJob, trace: Trace) -> EndedJob | None:
+    job = item.job
+    seconds = trace.true_duration_s(item, job.requested)
+    ran_s = seconds if job.time_limit_s is None else min(seconds, float(job.time_limit_s))
+    if math.isinf(ran_s):
+        return None
+    return EndedJob(
+        job_id=job.job_id,
+        state="COMPLETED" if ran_s == seconds else "TIMEOUT",
+        elapsed_s=ran_s,
+        granted=job.requested,
+        requested=job.requested,
+        nodes=job.nodes_wanted,
+        gpu_type=job.gpu_type,
+        submit_time_s=job.submit_time_s,
+        time_limit_s=job.time_limit_s,
+        partition=job.partitions[0],
+        user=job.user,
+        mark=Mark(job_class=job.job_class),
+    )
 
 
 def _worth(one: Seen) -> tuple[int, int, str]:

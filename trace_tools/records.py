@@ -4,7 +4,6 @@ A record is a plain value. ``of_trace_job`` makes one of a job of a trace, the a
 it has placed.
 """
 
-import re
 from typing import Annotated
 
 import msgspec
@@ -31,9 +30,6 @@ ENDED = frozenset(
     }
 )
 """States in which a job has ended for good. All else is on its way, or a word that no Slurm release knows."""
-
-_NUMBER = re.compile(r"(?<![a-zA-Z])0x[0-9a-fA-F]+|\d+(?:[.]\d+)*")
-_UNIQUE = re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", re.IGNORECASE)
 
 
 class EndedJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,8 +105,3 @@ def _mark_of(item: TraceJob) -> Mark:
         mem_mb=Range(least.mem_mb, most.mem_mb),
         job_class=item.job.job_class,
     )
-
-
-def plain_name(name: str) -> str:
-    """A job name without what changes from run to run: ``train_lr0.01_seed3`` and ``train_lr0.1_seed12`` are alike."""
-    return _NUMBER.sub("#", _UNIQUE.sub("#", name.strip().lower()))[:256]

@@ -31,11 +31,10 @@ _DEFAULT_DRAWS = 200
 @click.option("--json", "as_json", is_flag=True, help="Print the classes as JSON.")
 def fit(file: Path, output: Path, add: bool, as_json: bool) -> None:
     """Learn job classes and their speed from the jobs of a trace."""
-    from tapfinger_hpc import trace as traces
     from trace_tools import learning
 
     learner = learning.opened(output) if add else learning.Learner()
-    learner.take_in(learning.ended_jobs(traces.read(file)))
+    learner.take_in(learning.ended_jobs(file))
     if not learner.jobs:
         raise TraceError(f"trace {str(file)!r}: none of its jobs ran, so there is nothing to learn from")
     shown(learning.write(learner, output), output, learner.jobs, as_json)

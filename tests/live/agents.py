@@ -11,9 +11,12 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from slurm_plugin.agent import Agent
+from slurm_plugin.classes import ClassesFile
 from slurm_plugin.cluster import SlurmCluster
+from slurm_plugin.ended import Endings
 from slurm_plugin.events import WakeClock
 from slurm_plugin.journal import Journal
+from slurm_plugin.naming import Names
 from slurm_plugin.sandbox import Sandbox
 from tapfinger_hpc import config
 from tapfinger_hpc.config import Config, ServerConfig
@@ -63,14 +66,31 @@ class Script:
 class LiveAgent:
     """The real loop on the real cluster, one cycle at a time."""
 
-    def __init__(self, box: Sandbox, folder: Path, decide: Callable | None = None, **agent: object) -> None:
+    def __init__(
+        self,
+        box: Sandbox,
+        folder: Path,
+        decide: Callable | None = None,
+        classes: ClassesFile | None = None,
+        **agent: object,
+    ) -> None:
         self.box = box
         self.config = settings(box, folder, **agent)
         self.script = decide or Script()
         self.cluster = SlurmCluster.from_config(self.config)
         self.clock = WakeClock(None)
         self.journal = Journal.open(Path(self.config.agent.journal))
-        self.agent = Agent(self.cluster, self.clock, self.script, self.journal, self.config.agent)
+        names = Names(self.cluster.names)
+        self.agent = Agent(
+            self.cluster,
+            self.clock,
+            self.script,
+            self.journal,
+            self.config.agent,
+            classes=classes,
+            names=names,
+            endings=Endings(self.cluster.find, self.journal, names),
+        )
         self.agent.cycle()
 
     def until(self, predicate: Callable[[], object], what: str, timeout_s: float = 60) -> None:
