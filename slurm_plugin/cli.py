@@ -1,4 +1,4 @@
-"""The commands ``agent``, ``janitor``, ``status``, ``explain`` and ``learn``."""
+"""The commands ``agent``, ``janitor``, ``status``, ``explain``, ``learn`` and ``profile``."""
 
 import logging
 import signal
@@ -11,6 +11,7 @@ import msgspec
 from tapfinger_hpc import config as configuration
 from tapfinger_hpc.config import Config, Mode
 from tapfinger_hpc.errors import ConfigError
+from tapfinger_hpc.units import mark_of
 
 _CONFIG = click.option(
     "--config",
@@ -19,6 +20,12 @@ _CONFIG = click.option(
     help=f"TOML file; {configuration.DEFAULT_PATH} by default.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+_OUTPUT = click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The classes; agent.classes_file by default.",
+)
 
 
 @click.command()
@@ -63,12 +70,7 @@ def agent(config_file: Path | None, mode: Mode | None, once: bool) -> None:
 
 @click.command()
 @_CONFIG
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The classes; agent.classes_file by default.",
-)
+@_OUTPUT
 @_JSON
 def learn(config_file: Path | None, output: Path | None, as_json: bool) -> None:
     """Learn job classes from the jobs that the agent saw end (one shot; for a timer or cron).
@@ -80,13 +82,98 @@ def learn(config_file: Path | None, output: Path | None, as_json: bool) -> None:
     from trace_tools.speed_cli import shown
 
     config = configuration.load(config_file)
+    path = _classes_path(config, output)
+    with Journal.reading(Path(config.agent.journal)) as journal, learning.locked(path):
+        learner = learning.opened(path)
+        learner.take_in_journal(config.agent.journal, journal.ended_after)
+        classes = learning.write(learner, path)
+    shown(classes, path, learner.jobs, as_json)
+
+
+@click.command()
+@_CONFIG
+@click.option("--class", "job_class", required=True, help="The class that is profiled, as in class= of the mark.")
+@click.option("--gpus", default="0", show_default=True, help="Range of GPUs, such as 1-4.")
+@click.option("--cpus", default="1", show_default=True, help="Range of CPUs, such as 1-16.")
+@click.option("--mem", default="", help="Memory of each run, such as 8G; the site's default where not given.")
+@click.option("--partition", default="", help="Where to run.")
+@click.option("--runs", default=8, show_default=True, type=click.IntRange(min=1), help="At most so many.")
+@click.option(
+    "--sure",
+    default=15.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Percent of doubt of the whole curve with which it is known well enough.",
+)
+@_OUTPUT
+@_JSON
+@click.argument("script", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def profile(
+    config_file: Path | None,
+    job_class: str,
+    gpus: str,
+    cpus: str,
+    mem: str,
+    partition: str,
+    runs: int,
+    sure: float,
+    output: Path | None,
+    as_json: bool,
+    script: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run SCRIPT a few times, each on the amounts of which its class's model is least sure.
+
+    Ends when the model is sure enough, or after so many runs. Runs are ordinary jobs of yours, one after the other;
+    what was learned is kept after each. Give -- before SCRIPT where its arguments begin with a dash.
+    """
+    from slurm_plugin.cluster import SlurmCluster
+    from slurm_plugin.commands import SlurmCommands
+    from slurm_plugin.profile import Plan, SlurmRuns
+    from slurm_plugin.profile import profile as steps
+    from slurm_plugin.views import show_curve
+    from trace_tools import learning
+
+    config = configuration.load(config_file)
+    path = _classes_path(config, output)
+    given = {"class": job_class, "gpus": gpus, "cpus": cpus} | ({"mem": mem} if mem else {})
+    declared = mark_of(given)
+    assert declared.gpus is not None and declared.cpus is not None
+    plan = Plan(
+        job_class=declared.job_class,
+        script=script,
+        arguments=arguments,
+        cpus=(declared.cpus.least, declared.cpus.greatest),
+        gpus=(declared.gpus.least, declared.gpus.greatest),
+        mem_mb=declared.mem_mb.greatest if declared.mem_mb else 0,
+        partition=partition,
+        most_runs=runs,
+        sure=sure / 100,
+    )
+    commands = SlurmCommands.from_config(config.slurm)
+    run = SlurmRuns(commands, SlurmCluster(commands, config), plan)
+    doubt = None
+    for step in steps(plan, learning.opened(path).of(plan.job_class), run):
+        with learning.locked(path):
+            learner = learning.opened(path)
+            learner.take_in([step.job])
+            learning.write(learner, path)
+        doubt = step.doubt
+        if as_json:
+            click.echo(msgspec.json.encode(step))
+        else:
+            show_curve(step)
+    if not as_json:
+        sure_now = "it was sure enough before" if doubt is None else f"unsure by {doubt:.0%}"
+        click.echo(f"{path}: class {plan.job_class}, {sure_now}")
+
+
+def _classes_path(config: Config, output: Path | None) -> Path:
     path = output or (Path(config.agent.classes_file) if config.agent.classes_file else None)
     if path is None:
         raise ConfigError("there is no file for the classes: set agent.classes_file, or give --output")
-    learner = learning.opened(path)
-    with Journal.reading(Path(config.agent.journal)) as journal:
-        learner.take_in_journal(config.agent.journal, journal.ended_after)
-    shown(learning.write(learner, path), path, learner.jobs, as_json)
+    return path
 
 
 @click.command()

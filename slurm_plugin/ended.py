@@ -11,7 +11,7 @@ from slurm_plugin.journal import Journal
 from slurm_plugin.naming import Names
 from slurm_plugin.parse import JobRecord
 from tapfinger_hpc.errors import SlurmError, UnitError
-from tapfinger_hpc.state import ClusterState, JobKey
+from tapfinger_hpc.state import ClusterState, JobKey, Resources
 from tapfinger_hpc.units import Mark, parse_mark
 from trace_tools.records import EndedJob
 
@@ -66,30 +66,36 @@ class Endings:
             del self._gone[key]
 
     def _ended(self, record: JobRecord) -> EndedJob | None:
-        """None for a job that was requeued, or that has not run."""
-        if record.state not in STATES or not record.start_s or not record.end_s or record.end_s <= record.start_s:
-            return None
         lease = lease_of(record.admin_comment)
         intent = self._journal.latest_intent(record.job_id, lease.ticket) if lease else None
         asked = intent.original.amounts if intent else None
         account, name = self._names.of(record.job_id, record.submit_s) if self._names else ("", "")
-        return EndedJob(
-            job_id=record.job_id,
-            state=STATES[record.state],
-            elapsed_s=float(record.end_s - record.start_s),
-            granted=record.amounts,
-            requested=asked or record.amounts,
-            nodes=record.node_count,
-            gpu_type=record.gpu_type,
-            submit_time_s=record.submit_s,
-            start_time_s=record.start_s,
-            time_limit_s=record.time_limit_s,
-            partition=record.partitions[0] if record.partitions else "",
-            user=record.user,
-            account=account,
-            name=name,
-            mark=_mark(record.comment),
-        )
+        return record_of(record, asked, account, name)
+
+
+def record_of(
+    record: JobRecord, requested: Resources | None = None, account: str = "", name: str = ""
+) -> EndedJob | None:
+    """What squeue says of a job that has ended; None of one that has not, that was requeued, or that never ran."""
+    if record.state not in STATES or not record.start_s or not record.end_s or record.end_s <= record.start_s:
+        return None
+    return EndedJob(
+        job_id=record.job_id,
+        state=STATES[record.state],
+        elapsed_s=float(record.end_s - record.start_s),
+        granted=record.amounts,
+        requested=requested or record.amounts,
+        nodes=record.node_count,
+        gpu_type=record.gpu_type,
+        submit_time_s=record.submit_s,
+        start_time_s=record.start_s,
+        time_limit_s=record.time_limit_s,
+        partition=record.partitions[0] if record.partitions else "",
+        user=record.user,
+        account=account,
+        name=name,
+        mark=_mark(record.comment),
+    )
 
 
 def _mark(comment: str) -> Mark | None:

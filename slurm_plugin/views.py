@@ -1,9 +1,14 @@
 """The status as tables for a terminal (rich)."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
 from slurm_plugin.report import Status, local
+
+if TYPE_CHECKING:
+    from slurm_plugin.profile import Step
 
 
 def show_status(found: Status) -> None:
@@ -23,6 +28,23 @@ def show_status(found: Status) -> None:
     console.print(table)
     for note in found.notes[-6:]:
         console.print(f"{local(note.at_s)}  {note.kind}: {note.text}", style="dim", soft_wrap=True)
+
+
+def show_curve(step: "Step") -> None:
+    """Prints what one run of a profile took, and the curve as it is believed now."""
+    console = Console(highlight=False)
+    had = step.job.granted
+    console.print(
+        f"run {step.run}: job {step.job.job_id} on {had.cpus} CPUs, {had.gpus} GPUs: {step.job.state} "
+        f"after {step.job.elapsed_s:g} s; the curve is unsure by {step.doubt:.0%}"
+    )
+    gpus = sorted({point.amounts.gpus for point in step.curve})
+    table = Table("CPUs", *(f"{count} GPUs" for count in gpus))
+    for cpus in sorted({point.amounts.cpus for point in step.curve}):
+        row = [point for point in step.curve if point.amounts.cpus == cpus]
+        row.sort(key=lambda point: point.amounts.gpus)
+        table.add_row(str(cpus), *(f"{point.seconds:.4g} s ± {point.doubt:.0%}" for point in row))
+    console.print(table)
 
 
 def _agent(found: Status) -> str:

@@ -120,6 +120,13 @@ def test_a_fit_of_a_trace_foretells_its_jobs(tmp_path):
     assert sum(one["observations"] for one in msgspec.json.decode(more.output)) > 700
 
 
+def test_jobs_of_which_neither_user_nor_name_is_known_are_counted_and_make_no_class():
+    learner = learning.Learner()
+    learner.take_in([ended("", 5.0, user="", account=""), ended("", 5.0, account="")])
+    assert (learner.jobs, learner.nameless) == (1, 1)
+    assert [one.name for one in learner.classes()] == ["ada//"]
+
+
 ACCOUNTING = """JobID|JobName|User|Account|Partition|State|Submit|Start|End|ElapsedRaw|AllocCPUS|AllocTRES|ReqMem|MaxRSS
 1|train_lr0.1|ada|lab|pa|COMPLETED|1700000000|1700000010|1700000310|300|4|cpu=4,mem=8G,node=1,gres/gpu=1|8G|
 1.batch|batch|||||||||||COMPLETED|3000M

@@ -19,9 +19,11 @@ _ENDING = re.compile(r"[.](?:sh|bash|sbatch|slurm|job|py)$")
 
 
 def class_of(job: EndedJob) -> str:
-    """The name of the job's class: ``class=`` of its mark, or user, account and plain name."""
+    """The name of the job's class: ``class=`` of its mark, or user, account and plain name; "" of one that has none."""
     if job.mark is not None and job.mark.job_class:
         return job.mark.job_class
+    if not (job.user or job.account or job.name):
+        return ""
     return class_name(job.user, job.account, job.name)
 
 

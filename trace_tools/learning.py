@@ -4,6 +4,8 @@ Two files: the classes, as agent and server read them, and beside them what was 
 run goes on. Each is written whole or not at all, what was seen first: a run that is killed in between is made up for.
 """
 
+import contextlib
+import fcntl
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,11 +51,16 @@ class Learner:
         self._changed: set[str] = set(self._seen) - set(self._made)
         self.jobs = 0
         """Taken in since it was opened."""
+        self.nameless = 0
+        """Passed over, as neither user, account nor name is known of them."""
 
     def take_in(self, jobs: Iterable[EndedJob]) -> None:
         """Adds jobs that have ended to their classes."""
         for job in jobs:
             name = class_of(job)
+            if not name:
+                self.nameless += 1
+                continue
             one = self._seen.get(name)
             if one is None:
                 if len(self._seen) >= 2 * MOST_CLASSES:
@@ -92,6 +99,11 @@ class Learner:
         made = (self._made[one.name] for one in told if one.name in self._made)
         return tuple(sorted(made, key=lambda one: one.name))
 
+    def of(self, name: str) -> Seen:
+        """What was seen of this class, to be added to; its model is made anew."""
+        self._changed.add(name)
+        return self._seen.setdefault(name, Seen(name))
+
     def all_seen(self) -> list[Seen]:
         """For the file; the best known of too many."""
         if len(self._seen) > MOST_CLASSES:
@@ -116,6 +128,21 @@ def opened(output: Path) -> Learner:
     if output.exists():
         made = _decoded(output, tuple[JobClass, ...])
     return Learner(seen_before, made)
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keeps others from going on from the same file meanwhile; waits for them."""
+    path = output.with_name(f".{output.name}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise TraceError(f"{str(output)!r} cannot be written: {error.strerror}; name another with --output") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write(learner: Learner, output: Path) -> tuple[JobClass, ...]:

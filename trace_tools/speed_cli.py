@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tapfinger_hpc.errors import TraceError
 from tapfinger_hpc.speed import JobClass
@@ -33,11 +33,18 @@ def fit(file: Path, output: Path, add: bool, as_json: bool) -> None:
     """Learn job classes and their speed from the jobs of a trace."""
     from trace_tools import learning
 
-    learner = learning.opened(output) if add else learning.Learner()
-    learner.take_in(learning.ended_jobs(file))
-    if not learner.jobs:
-        raise TraceError(f"trace {str(file)!r}: none of its jobs ran, so there is nothing to learn from")
-    shown(learning.write(learner, output), output, learner.jobs, as_json)
+    with learning.locked(output):
+        learner = learning.opened(output) if add else learning.Learner()
+        learner.take_in(learning.ended_jobs(file))
+        if not learner.jobs:
+            raise TraceError(
+                f"trace {str(file)!r}: nothing to learn from; {learner.nameless} jobs have neither user nor name, "
+                "the others did not run"
+            )
+        classes = learning.write(learner, output)
+    if learner.nameless:
+        click.echo(f"{learner.nameless} jobs were passed over: they have neither user, account nor name", err=True)
+    shown(classes, output, learner.jobs, as_json)
 
 
 def shown(classes: tuple[JobClass, ...], output: Path, jobs: int, as_json: bool) -> None:
@@ -47,7 +54,14 @@ def shown(classes: tuple[JobClass, ...], output: Path, jobs: int, as_json: bool)
         return
     console = Console(highlight=False)
     console.print(f"{output}: {len(classes)} classes, {jobs} jobs more", soft_wrap=True)
-    table = Table("class", "jobs that finished", "seconds on 1 GPU, or none", "on all", "unsure by", "MiB needed")
+    table = Table(
+        Column("class", overflow="fold"),
+        "jobs that finished",
+        "seconds on 1 GPU, or none",
+        "on all",
+        "unsure by",
+        "MiB needed",
+    )
     for one in classes:
         speed = one.speed
         middle = len(speed.cpus) // 2 * len(speed.gpus) * len(speed.mem_mb)

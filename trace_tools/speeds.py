@@ -7,6 +7,7 @@ that policies read more CPUs, and more memory, never make a job slower; GPUs may
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from tapfinger_hpc import gaussian
 from tapfinger_hpc.speed import JobClass, SpeedModel
@@ -78,7 +79,7 @@ class Belief:
         """Standard deviation of log seconds between jobs on the same amounts, as far as it is known."""
         return float(np.exp(self._weights @ np.log(self._noise)))
 
-    def predicted(self, amounts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def predicted(self, amounts: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean of log seconds on CPUs, GPUs and MiB [m, 3], its doubt, and the deviation of a job's own, [m] each."""
         at = prior.points(np.asarray(amounts, float), self._usual_mem_mb)
         across = self._stack.covariances(self._at, at) + (OTHER_TYPE**2 * self._of_usual_type)[:, None]

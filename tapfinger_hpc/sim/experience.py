@@ -12,6 +12,7 @@ from functools import lru_cache
 import msgspec
 import numpy as np
 
+from tapfinger_hpc import gaussian
 from tapfinger_hpc.frame import DONE, Frame
 from tapfinger_hpc.policies.compiled import random_
 from tapfinger_hpc.sim import core, knowledge, scenarios
@@ -150,20 +151,15 @@ def fit(seen: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, float]:
     law = _power_law(points, means)
     rest = means - law(points)
     amplitude = max(float(rest.var()), NOISE**2)
-    best = (-np.inf, np.zeros(2), np.zeros((0, 0)))
-    for cpus in LENGTHS:
-        for gpus in LENGTHS:
-            lengths = np.array([cpus, gpus])
-            covariance = amplitude * _alike(points, points, lengths) + np.diag(noise / counts)
-            lower = np.linalg.cholesky(covariance)
-            likelihood = -0.5 * (np.linalg.solve(lower, rest) ** 2).sum() - np.log(np.diag(lower)).sum()
-            if likelihood > best[0]:
-                best = (likelihood, lengths, covariance)
-    across = amplitude * _alike(everywhere, points, best[1])
-    gains = np.linalg.solve(best[2], across.T)
+    pairs = [(cpus, gpus) for cpus in LENGTHS for gpus in LENGTHS]
+    candidates = [
+        gaussian.known(amplitude * _alike(points, points, lengths) + np.diag(noise / counts), rest) for lengths in pairs
+    ]
+    likeliest = int(np.argmax([gaussian.log_evidence(one) for one in candidates]))
+    across = amplitude * _alike(points, everywhere, pairs[likeliest])
+    beyond, unsure = gaussian.predicted(candidates[likeliest], across, np.full(len(everywhere), amplitude))
     slots = np.full(able.shape, np.inf)
-    slots[able] = np.exp(law(everywhere) + gains.T @ rest + within / 2)  # the mean of a log-normal time
-    unsure = np.maximum(0.0, amplitude - np.einsum("ij,ji->i", across, gains))
+    slots[able] = np.exp(law(everywhere) + beyond + within / 2)  # the mean of a log-normal time
     return slots, float(np.sqrt(unsure.mean() + within))
 
 
@@ -174,8 +170,9 @@ def _power_law(points: np.ndarray, values: np.ndarray):
     return lambda at: factors[0] + at @ factors[1:]
 
 
-def _alike(one: np.ndarray, other: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return np.exp(-(np.abs(one[:, None] - other[None]) / lengths).sum(axis=2))
+def _alike(one: np.ndarray, other: np.ndarray, lengths: tuple[float, float]) -> np.ndarray:
+    by_cpus, by_gpus = (gaussian.alike(one[:, axis], other[:, axis], length) for axis, length in enumerate(lengths))
+    return by_cpus * by_gpus
 
 
 def _learned(kind: TaskType, seen: np.ndarray) -> LearnedType:

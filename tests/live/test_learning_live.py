@@ -8,6 +8,7 @@ from agents import PRIMED, USER, LiveAgent, command, toml_for
 
 from slurm_plugin.classes import ClassesFile
 from slurm_plugin.sandbox import Sandbox
+from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import Resources
 from trace_tools.classes import class_of
 
@@ -60,3 +61,20 @@ def test_jobs_that_declare_no_class_have_that_of_their_user_account_and_name(clu
         cluster.run("scancel", str(array))
     finally:
         agent.close()
+
+
+def test_a_profile_runs_a_script_and_leaves_a_class_behind(cluster: Sandbox, tmp_path: Path) -> None:
+    script, output = tmp_path / "nap.sh", tmp_path / "classes.json"
+    script.write_text("#!/bin/bash\nsleep $((1 + 12 / (SLURM_CPUS_ON_NODE + SLURM_GPUS_ON_NODE)))\n")
+    cluster.run("chmod", "755", str(script))
+    said = command(
+        cluster, "profile", "--config", str(toml_for(cluster, tmp_path)), "--class", "nap", "--gpus", "1-2", "--cpus",
+        "1-8", "--mem", "1G", "--runs", "4", "--output", str(output), str(script), timeout_s=120,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("COMPLETED after") >= 2
+    (made,) = msgspec.json.decode(output.read_bytes(), type=tuple[JobClass, ...])
+    assert made.name == "nap"
+    assert made.observations == said.stdout.count("COMPLETED after")
+    few, many = (made.speed.duration_s(Resources(cpus, gpus, 1024)) for cpus, gpus in ((1, 1), (8, 2)))
+    assert many < few
