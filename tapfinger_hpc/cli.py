@@ -28,6 +28,9 @@ COMMANDS = {
 }
 """Where each subcommand is. Strings, so that nothing is imported before it is called."""
 
+GRAFTED = {"trace": {"collect": "slurm_plugin.accounting:collect"}}
+"""Subcommands that stand in a group of another room than their own."""
+
 SUMMARIES = {
     "agent": "Watch the queue and place managed jobs.",
     "bench": "Measure the live system, the simulator, or the policy.",
@@ -75,12 +78,19 @@ class LazyGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in self._places:
             return None
-        module, _, attribute = self._places[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        command = _at(self._places[name])
+        for child, place in GRAFTED.get(name, {}).items():
+            command.add_command(_at(place), child)
+        return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, self._summaries[name]) for name in sorted(self._places)])
+
+
+def _at(place: str):
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @click.command(

@@ -5,7 +5,6 @@ import contextlib
 import gzip
 import json
 import lzma
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +23,7 @@ from trace_tools.formats import How
 from trace_tools.records import ENDED, of_trace_job
 from trace_tools.synth_sacct import write_sacct
 
-SHARED = Path(os.environ.get("TAPFINGER_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")) / "sacct"
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "sacct"
 HEADER = (
     "JobID|User|Account|Partition|State|Submit|Start|End|Elapsed|Timelimit|NNodes|NCPUS|ReqMem|AllocTRES|MaxRSS|NodeList|"
     "JobName"
@@ -429,7 +428,7 @@ def test_a_broken_line_costs_its_record_alone(tmp_path):
     assert (counts["jobs"], counts["broken-line"], counts["rows"]) == (97, 2, 99)
 
 
-@pytest.mark.parametrize("name", ["with | the delimiter", "two\nlines", "a|b\nc|d", "a\rb"])
+@pytest.mark.parametrize("name", ["with | the delimiter", "two\nlines", "a|b\nlines", "a|b\nc|d", "a\rb"])
 def test_a_name_with_delimiters_or_line_breaks_in_it_is_put_together_again(tmp_path, name):
     odd = JOB.replace("123", "124").replace("train", name)
     found = jobs_of(tmp_path, lines(JOB, odd, with_(JobID="125")))

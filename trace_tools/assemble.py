@@ -71,6 +71,8 @@ class Reading:
     zone: tzinfo
     has_steps: bool = True
     """Whether a row with a dot in its id is a step of the job before."""
+    counts_from_zero: bool = False
+    """Whether 0 is a time as any other."""
 
 
 def assemble(columns: Columns, reading: Reading, tally: Tally) -> Jobs:
@@ -318,6 +320,7 @@ class _Rows:
         kind = _either(count > 0, kind, told_type)
         count = np.where(count > 0, count, told)
         self._note("gpus-from-request", (count > 0) & ~held)
+        self._note("gpu-share", self._coded("GPUShare").rows_where(bool))
         return count, _either(count > 0, kind, Coded.constant("", len(count)))
 
     def _gres_of_request(self, nodes: np.ndarray) -> tuple[np.ndarray, Coded]:
@@ -401,7 +404,9 @@ class _Rows:
         if column is None:
             return np.full(self._count, np.nan)
         parse = partial(spelling.time_s, zone=self._reading.zone)
-        return times(column, parse, self._reading.zone_name, "time-unreadable", self._tally)
+        found = times(column, parse, self._reading.zone_name, "time-unreadable", self._tally)
+        found[found < (0 if self._reading.counts_from_zero else 1)] = np.nan
+        return found
 
     def _tres(self, name: str) -> "_Tres":
         column = self._coded(name)

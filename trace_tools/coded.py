@@ -89,9 +89,7 @@ def times(column: pa.Array, parse: Callable[[str], float | None], zone: str, not
     """Seconds since the epoch for each row, NaN where there is none: plain digits, or date and time in the zone."""
     is_date = pc.match_substring_regex(column, r"^\d{4}-[01]\d-[0-3]\d[T ][0-2]\d:[0-5]\d:[0-5]\d$")
     if not pc.any(is_date).as_py():
-        values = numbers(column, parse, note, tally)
-        values[values <= 0] = np.nan
-        return values
+        return numbers(column, parse, note, tally)
     where = is_date.to_numpy(zero_copy_only=False)
     values = np.full(len(column), np.nan)
     try:
@@ -103,7 +101,6 @@ def times(column: pa.Array, parse: Callable[[str], float | None], zone: str, not
     values[where] = moments.cast(pa.int64()).to_numpy(zero_copy_only=False)
     if not where.all():
         values[~where] = numbers(column.filter(pc.invert(is_date)), parse, note, tally)
-    values[values <= 0] = np.nan
     return values
 
 

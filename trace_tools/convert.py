@@ -116,7 +116,12 @@ def _into(sink: Sink, sources: Sequence[str], wanted: Wanted, tally: Tally, prog
     for name in sources:
         source = open_source(name, tally)
         kind, batches = formats.batches(source, tally, wanted.how)
-        reading = Reading(wanted.zone if kind.local_times else "UTC", zone if kind.local_times else UTC, kind.has_steps)
+        reading = Reading(
+            wanted.zone if kind.local_times else "UTC",
+            zone if kind.local_times else UTC,
+            kind.has_steps,
+            kind.counts_from_zero,
+        )
         told_s = time.monotonic()
         for columns in _ahead(batches):
             jobs = assemble(columns, reading, tally)

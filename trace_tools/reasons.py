@@ -49,6 +49,8 @@ NOTES = {
     "joined-fields": "a field that holds the delimiter was put together again",
     "not-utf8": "text that is not UTF-8: the bytes that are not were replaced",
     "het-job": "the parts of a heterogeneous job were joined to one job",
+    "state-assumed": "the list does not say how the job ended: taken as completed",
+    "gpu-share": "a part of a GPU was counted as a whole one",
     "partition-unknown": "no partition: named 'unknown'",
 }
 """What was assumed of rows that make jobs."""

@@ -127,10 +127,10 @@ def time_s(text: str, zone: tzinfo = UTC) -> int | None:
     if is_empty(spelling):
         return None
     if re.fullmatch(r"\d{1,12}(\.\d*)?", spelling, re.ASCII):
-        return int(float(spelling)) or None
+        return int(float(spelling))
     moment = datetime.fromisoformat(_ZONED.sub(lambda found: "+00:00" if found[1] == "Z" else found[1], spelling))
     try:
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()) or None
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp())
     except OverflowError as error:
         raise ValueError(text) from error
 

@@ -204,6 +204,9 @@ class _Cut:
                 continue
             if found == wanted:
                 whole.append(line)
+            elif not found and whole and self._goes_on(line):
+                self._tally.add("joined-lines", 1, [whole[-1] + b" " + line])
+                whole[-1] += b" " + line
             elif found < wanted and not self._is_remark(line):
                 part, joined = line, 0
             elif found > wanted and (mended := self._merged(line, found - wanted)):
@@ -221,6 +224,11 @@ class _Cut:
         fields = line.split(self._delimiter)
         index = self._layout.names.index("JobID")
         return len(fields) > index + 1 and bool(re.match(rb"\d+(_|\+|\.|$)", fields[index].strip()))
+
+    def _goes_on(self, line: bytes) -> bool:
+        """Whether a line without delimiters is more of the row before: its last field is a user's own text."""
+        free_end = len(self._layout.names) - 1 in self._layout.free_fields
+        return free_end and len(self._layout.names) > 1 and not line.strip()[:1].isdigit() and not self._is_remark(line)
 
     def _is_remark(self, line: bytes) -> bool:
         text = line[:200].decode("utf-8", "replace")
