@@ -167,8 +167,9 @@ def test_learning_from_the_journal_takes_each_job_once(journal, tmp_path: Path):
 
 def test_a_journal_that_was_begun_anew_is_read_from_its_begin(tmp_path: Path):
     kept = learning.Learner()
-    rows = [(number, EndedJob(job_id=str(number), state="COMPLETED", elapsed_s=9.0, granted=Resources(1, 0, 1),
-                              requested=Resources(1, 0, 1))) for number in (1, 2, 3)]  # fmt: skip
+    rows = [(number, EndedJob(job_id=str(number), state="COMPLETED", elapsed_s=9.0, user="ada",
+                              granted=Resources(1, 0, 1), requested=Resources(1, 0, 1)))
+            for number in (1, 2, 3)]  # fmt: skip
 
     def first(after: int) -> list[tuple[int, EndedJob]]:
         return [row for row in rows if row[0] > after]

@@ -61,7 +61,7 @@ def test_only_classes_with_new_jobs_are_fitted_again(tmp_path, monkeypatch):
     learning.write(learner, output)
     fitted = []
     fit = speeds.fit
-    monkeypatch.setattr(speeds, "fit", lambda seen: fitted.append(seen.name) or fit(seen))
+    monkeypatch.setattr(speeds, "fit", lambda seen, *given: fitted.append(seen.name) or fit(seen, *given))
     again = learning.opened(output)
     again.take_in([ended("b", 22.0)])
     assert len(learning.write(again, output)) == 2

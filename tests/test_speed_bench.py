@@ -6,8 +6,11 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from tapfinger_hpc import trace as traces
 from tapfinger_hpc.cli import tapfinger
 from tapfinger_hpc.errors import TraceError
+from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.workload import WorkloadKnobs, random_trace
 from trace_tools import curves, prior, speed_bench
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -114,6 +117,18 @@ def test_the_shipped_prior_is_made_by_the_command_that_the_manual_names(tmp_path
     assert made.shapes == prior.shipped().shapes
     for row, shipped in zip(made.weights, prior.shipped().weights, strict=True):
         assert row == pytest.approx(shipped, abs=1e-4)
+
+
+def test_jobs_of_a_trace_are_foretold_from_those_before_them(tmp_path):
+    trace = random_trace(5, ClusterSpec.uniform(), WorkloadKnobs(jobs=300, classes=3, size_follows_request=0.0))
+    file = tmp_path / "trace.jsonl"
+    traces.write(trace, file)
+    done = CliRunner().invoke(tapfinger, ["bench", "speeds", "--trace", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    found = {one["seen"]: one for one in msgspec.json.decode(done.output)}
+    assert {"1 jobs of the class", "50 jobs of the class"} <= set(found)
+    assert found["50 jobs of the class"]["draws"] >= 1
+    assert sum(one["inside_90"] for one in found.values()) / len(found) > 0.7
 
 
 def test_a_table_that_is_none_is_refused_with_what_was_expected(tmp_path):

@@ -188,3 +188,26 @@ def test_the_shipped_prior_has_weights_that_are_shares():
     assert weights.sum() == pytest.approx(1)
     assert (weights > 0).all()
     assert believed.shapes == prior.drawn()
+
+
+def test_of_jobs_that_somebody_ran_one_says_less_than_of_measurements():
+    seen = seen_of(ended(600.0, 4, 1))
+    measured = prior.shipped()
+    named, declared = (prior.of_jobs(measured, one) for one in (prior.NOISES_OF_NAMES, prior.NOISES_OF_DECLARED))
+    deviations = [unsure(speeds.fit(seen, one), 4, 1) for one in (declared, named)]
+    assert deviations[0] < deviations[1]
+    assert deviations[1] > 0.5
+    for one in (named, declared):
+        assert sum(map(sum, one.weights)) == pytest.approx(1)
+
+
+def test_how_far_jobs_of_a_site_differ_is_believed_of_its_further_classes():
+    before = prior.NOISES_OF_NAMES
+    steady = prior.noises_of([(10.0, 10 * 0.03**2)] * 30, before)
+    wild = prior.noises_of([(10.0, 10 * 1.2**2)] * 30, before)
+    assert steady[1] > 0.5 > before[1]
+    assert wild[5] > 0.5
+    for believed in (steady, wild, prior.noises_of([], before), prior.noises_of([(0.0, 0.0)], before)):
+        assert sum(believed) == pytest.approx(1)
+        assert min(believed) > 0
+    assert prior.noises_of([], before) == pytest.approx(before)

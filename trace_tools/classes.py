@@ -32,6 +32,11 @@ def class_name(user: str, account: str, name: str) -> str:
     return f"{user}/{account}/{plain_name(name)}"[:LONGEST]
 
 
+def is_declared(class_of_job: str) -> bool:
+    """Whether a class was declared, rather than made of user, account and name."""
+    return "/" not in class_of_job
+
+
 def plain_name(name: str) -> str:
     """A job name without what changes from run to run: numbers, dates, hashes and array indices become ``#``.
 

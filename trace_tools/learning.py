@@ -19,7 +19,7 @@ from tapfinger_hpc.errors import TraceError
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.trace import Trace, TraceJob
 from tapfinger_hpc.units import Mark
-from trace_tools.classes import class_of
+from trace_tools.classes import class_of, is_declared
 from trace_tools.records import EndedJob, of_trace_job
 from trace_tools.seen import Seen
 
@@ -86,13 +86,17 @@ class Learner:
     def classes(self) -> tuple[JobClass, ...]:
         """The classes of which most was seen, by name; only those that changed are fitted again."""
         try:
-            from trace_tools import speeds  # numpy, which a look into the files does not need
+            from trace_tools import prior, speeds  # numpy, which a look into the files does not need
         except ImportError as error:
             raise TraceError(f"speed models need numpy: pip install 'tapfinger-hpc[traces]' ({error})") from error
         told = sorted(self._seen.values(), key=_worth, reverse=True)[:MOST_WRITTEN]
+        believed = {
+            declared: prior.of_jobs(prior.shipped(), prior.noises_of(self._spreads(declared), before))
+            for declared, before in prior.NOISES_BEFORE.items()
+        }
         for one in told:
             if one.name in self._changed or one.name not in self._made:
-                fitted = speeds.fit(one)
+                fitted = speeds.fit(one, believed[is_declared(one.name)])
                 if fitted is not None:
                     self._made[one.name] = fitted
         self._changed.clear()
@@ -103,6 +107,9 @@ class Learner:
         """What was seen of this class, to be added to; its model is made anew."""
         self._changed.add(name)
         return self._seen.setdefault(name, Seen(name))
+
+    def _spreads(self, declared: bool) -> list[tuple[float, float]]:
+        return [one.spread() for one in self._seen.values() if is_declared(one.name) == declared]
 
     def all_seen(self) -> list[Seen]:
         """For the file; the best known of too many."""
@@ -167,6 +174,11 @@ def ended_jobs(path: Path) -> Iterator[EndedJob]:
         job = of_trace_job(item, header.zero_s) or _as_if_run(item, made_up)
         if job is not None:
             yield job
+
+
+def ended_s(job: EndedJob) -> float:
+    """When it ended; that of its submission where the source has no start."""
+    return (job.submit_time_s if job.start_time_s is None else job.start_time_s) + job.elapsed_s
 
 
 def _as_if_run(item: TraceJob, trace: Trace) -> EndedJob | None:

@@ -113,6 +113,13 @@ class Seen(msgspec.Struct):
             self._bound(job)
         self._memory(job)
 
+    def spread(self) -> tuple[float, float]:
+        """How often jobs finished on amounts on which one had before, and their squared deviations of log seconds."""
+        return (
+            sum(cell.log_s.count - 1 for cell in self.cells),
+            sum(cell.log_s.squares for cell in self.cells),
+        )
+
     def _cell(self, job: EndedJob, ended_s: int) -> Cell:
         amounts, mem_mb = job.granted, stepped(job.granted.mem_mb)
         for cell in self.cells:

@@ -15,8 +15,10 @@ import numpy as np
 
 from tapfinger_hpc.errors import TraceError
 from trace_tools import prior
+from trace_tools.classes import class_of, is_declared
 from trace_tools.curves import Curve
 from trace_tools.prior import Prior
+from trace_tools.records import EndedJob
 from trace_tools.seen import Cell, Seen, Sums
 from trace_tools.speeds import Belief
 
@@ -31,6 +33,8 @@ TABLE_WEIGHT = 2.0
 """A table counts for so many families of curves: it says what CPUs do as well."""
 SUBSETS, SUBSET = 10, (4, 30)
 """Of a table the prior learns from so many draws of so many cells, as it will later be asked with few."""
+LOOKS = (1, 2, 3, 5, 10, 20, 50, 100)
+"""After so many jobs of a class the next one is foretold."""
 SIGMAS_90 = 1.6449
 RESAMPLES = 1000
 
@@ -93,6 +97,33 @@ def measure(curves: Sequence[Curve], tables: dict[str, Table], draws: int) -> It
     for source, spread in sorted({(curve.source, curve.spread) for curve in curves}):
         tested = [curve for curve in curves if (curve.source, curve.spread) == (source, spread)]
         yield _of_curves(f"{source}{', several nodes' if spread else ''}", tested, curves, tables)
+
+
+def of_jobs(jobs: Iterable[EndedJob], what: str) -> Iterator[Figures]:
+    """How well each job is foretold from those of its class that ended before it, by how many there were.
+
+    Jobs that ended while this one ran are taken to be known; that matters for the first of a class alone.
+    """
+    believed = {declared: prior.of_jobs(prior.shipped(), noises) for declared, noises in prior.NOISES_BEFORE.items()}
+    classes: dict[str, Seen] = {}
+    errors: dict[int, list[float]] = {}
+    inside: dict[int, list[bool]] = {}
+    for job in jobs:
+        name = class_of(job)
+        if not name or job.nodes > 1:
+            continue
+        seen = classes.setdefault(name, Seen(name))
+        if job.finished and seen.finished and seen.finished in LOOKS:
+            had = job.granted
+            means, _, deviations = Belief(seen, believed[is_declared(name)]).predicted(
+                [(had.cpus, had.gpus, had.mem_mb)]
+            )
+            away = float(means[0]) - float(np.log(job.elapsed_s))
+            errors.setdefault(seen.finished, []).append(abs(float(np.exp(away)) - 1))
+            inside.setdefault(seen.finished, []).append(bool(abs(away) <= SIGMAS_90 * deviations[0]))
+        seen.add(job)
+    for count in sorted(errors):
+        yield _figures(what, f"{count} jobs of the class", errors[count], errors[count], inside[count])
 
 
 def a_fifth(draw: random.Random, cells: Sequence[Amounts]) -> list[Amounts]:

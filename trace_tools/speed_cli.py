@@ -109,17 +109,28 @@ def prior(table_files: tuple[Path, ...], output: Path) -> None:
 
 @click.command()
 @_TABLES
+@click.option(
+    "--trace",
+    "traces",
+    multiple=True,
+    type=_FILE,
+    help="Foretell each job of a trace (of `trace convert`) from those of its class before it, and nothing else.",
+)
 @click.option("--draws", default=_DEFAULT_DRAWS, show_default=True, type=click.IntRange(min=2))
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def speeds(table_files: tuple[Path, ...], draws: int, as_json: bool) -> None:
+def speeds(table_files: tuple[Path, ...], traces: tuple[Path, ...], draws: int, as_json: bool) -> None:
     """How well speed models foretell what they have not seen.
 
     The prior is learned without the task, or the family of models, that is tested.
     """
     from trace_tools import curves as measured
-    from trace_tools import speed_bench
+    from trace_tools import learning, speed_bench
 
-    figures = list(_with_progress(speed_bench.measure(measured.shipped(), _tables(table_files), draws)))
+    measuring: Iterator[Any] = speed_bench.measure(measured.shipped(), _tables(table_files), draws)
+    if traces:
+        jobs = sorted((job for file in traces for job in learning.ended_jobs(file)), key=learning.ended_s)
+        measuring = speed_bench.of_jobs(jobs, ", ".join(file.name for file in traces))
+    figures = list(_with_progress(measuring))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2))
         return

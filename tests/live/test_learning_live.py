@@ -65,7 +65,9 @@ def test_jobs_that_declare_no_class_have_that_of_their_user_account_and_name(clu
 
 def test_a_profile_runs_a_script_and_leaves_a_class_behind(cluster: Sandbox, tmp_path: Path) -> None:
     script, output = tmp_path / "nap.sh", tmp_path / "classes.json"
-    script.write_text("#!/bin/bash\n#SBATCH --output=/dev/null\nsleep $((1 + 12 / (SLURM_CPUS_ON_NODE + SLURM_GPUS_ON_NODE)))\n")
+    script.write_text(
+        "#!/bin/bash\n#SBATCH --output=/dev/null\nsleep $((1 + 12 / (SLURM_CPUS_ON_NODE + SLURM_GPUS_ON_NODE)))\n"
+    )
     cluster.run("chmod", "755", str(script))
     said = command(
         cluster, "profile", "--config", str(toml_for(cluster, tmp_path)), "--class", "nap", "--gpus", "1-2", "--cpus",
