@@ -479,7 +479,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=400), ROWS, st.booleans(), st.integers(0, 2000))
 @example(b"\x00", [JOB], True, 0)
 @example(b'"', [JOB, BATCH], True, 300)
@@ -500,7 +500,7 @@ def test_no_bytes_whatever_make_it_crash_and_every_row_is_accounted_for(
     assert tally.rows == used + gone
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_in_any_field_is_read_or_counted(tmp_path_factory, text):
     cell = text.replace("|", "").replace("\n", "").replace("\r", "")
@@ -617,7 +617,7 @@ def test_a_job_of_json_that_makes_no_sense_costs_itself_alone(tmp_path):
     assert counts["bad-json"] == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 1800))
 def test_no_change_to_json_makes_it_crash(tmp_path_factory, junk, where):
     text = document(json_job(), json_job(job_id=9)).encode()

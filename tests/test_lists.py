@@ -99,7 +99,7 @@ def test_gavel_with_its_table(tmp_path):
         jobs_of(tmp_path, GAVEL, How(throughputs=table))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from([SWF, PHILLY, HELIOS, MURI, ALIBABA]), st.binary(max_size=40), st.integers(0, 500))
 def test_no_change_to_a_list_makes_it_crash(tmp_path_factory, text, junk, where):
     source = tmp_path_factory.mktemp("lists") / "list"

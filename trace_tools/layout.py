@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trace_tools import spelling
+from trace_tools.guessing import ID, guessed, is_clock, is_date, is_state
 
 USED = (
     "JobID", "JobName", "User", "Account", "Cluster", "Partition", "State", "Submit", "Eligible", "Start", "End",
@@ -95,13 +95,7 @@ _KNOWN_LAYOUTS = (
     "JobName User Account Partition NodeList NCPUS State Submit Start End Timelimit Elapsed CPUTime TotalCPU UserCPU "
     "SystemCPU ReqMem MaxRSS MaxDiskWrite MaxDiskRead MaxRSSNode MaxDiskWriteNode MaxDiskReadNode Comment",
 )
-_ID = re.compile(r"\d+(_(\d+|\[[^\]]*\]))?(\+\d+)?(\.[\w+]+)?", re.ASCII)
-_DATE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d", re.ASCII)
-_CLOCK = re.compile(r"(\d+-)?\d+:\d\d(:\d\d)?", re.ASCII)
-_FINE_CLOCK = re.compile(r"(\d+-)?(\d+:)?\d+:\d\d\.\d+", re.ASCII)
-_MEMORY = re.compile(r"\d+(\.\d+)?[KMGTP]?[nc]|\d+(\.\d+)?[KMGTP]", re.ASCII)
 _DASHES = re.compile(r"\s*-{2,}(\s+-{2,})*\s*")
-_UNKNOWN_DATES = frozenset({"Unknown", "None"})
 
 
 @dataclass(frozen=True)
@@ -176,7 +170,7 @@ def of_content(lines: Sequence[str], delimiter: str = "") -> Layout | None:
         names = tuple(name if name in USED else "" for name in known.split())
         if width in (len(names), len(names) + 1) and _holds(names + ("",) * (width - len(names)), rows):
             return Layout(names + ("",) * (width - len(names)), delimiter, quoted=delimiter == ",")
-    names = _guessed(rows)
+    names = guessed(rows)
     return Layout(names, delimiter, quoted=delimiter == ",") if names else None
 
 
@@ -207,183 +201,19 @@ def _believable(row: dict[str, str]) -> bool:
     return True
 
 
-def _is_state(text: str) -> bool:
-    word = text.split(" ")[0].rstrip("+")
-    return bool(re.fullmatch(r"[A-Z_]{3,}|[A-Z]{1,3}", word))
-
-
-def _is_known_state(text: str) -> bool:
-    try:
-        return len(text) > 2 and bool(spelling.state(text))
-    except ValueError:
-        return False
-
-
-def _is_date(text: str) -> bool:
-    return bool(_DATE.match(text)) or text in _UNKNOWN_DATES or (text.isdecimal() and len(text) >= 9)
-
-
 _TESTS: dict[str, Callable[[str], object]] = {
-    "JobID": lambda text: _ID.fullmatch(text) or re.fullmatch(r"[\w.+\[\],%-]+", text),
-    "State": _is_state,
-    "Submit": _is_date,
-    "Start": _is_date,
-    "End": _is_date,
-    "Elapsed": lambda text: _CLOCK.fullmatch(text) or text.isdecimal(),
+    "JobID": lambda text: ID.fullmatch(text) or re.fullmatch(r"[\w.+\[\],%-]+", text),
+    "State": is_state,
+    "Submit": is_date,
+    "Start": is_date,
+    "End": is_date,
+    "Elapsed": lambda text: is_clock(text) or text.isdecimal(),
     "ElapsedRaw": lambda text: re.fullmatch(r"-?\d+(\.\d+)?", text),
-    "AllocTRES": lambda text: "=" in text or text in _UNKNOWN_DATES,
-    "ReqTRES": lambda text: "=" in text or text in _UNKNOWN_DATES,
+    "AllocTRES": lambda text: "=" in text or text in ("Unknown", "None"),
+    "ReqTRES": lambda text: "=" in text or text in ("Unknown", "None"),
 }
 
 
 def _holds(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     believed = sum(_believable(dict(zip(names, row, strict=True))) for row in rows)
     return believed >= 0.8 * len(rows)
-
-
-# Guessing.
-
-
-def _guessed(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Names of the fields of rows of one width, from what stands in them; empty where no state is among them."""
-    columns = [[row[index].strip() for row in rows] for index in range(len(rows[0]))]
-    names = [""] * len(columns)
-    free = set(range(len(columns)))
-
-    def take(name: str, index: int | None) -> None:
-        if index is not None:
-            names[index] = name
-            free.discard(index)
-
-    take("State", _best(columns, free, _is_known_state))
-    if "State" not in names:
-        return ()
-    take("JobID", _id_column(columns, free))
-    step = _steps(columns, names)
-    for index in [index for index in sorted(free) if _is_like(columns[index], _ID.fullmatch) and "JobID" in names]:
-        if columns[index] == columns[names.index("JobID")]:
-            free.discard(index)
-    _name_dates(columns, free, take)
-    _name_clocks(columns, free, names, step, take)
-    lists = [index for index in sorted(free) if _is_like(columns[index], _is_tres_list)]
-    take("AllocTRES", lists[-1] if lists else None)
-    take("ReqTRES", lists[0] if len(lists) > 1 else None)
-    _name_memory(columns, free, step, take)
-    counts = [index for index in sorted(free) if _is_like(columns[index], re.compile(r"\d{1,6}", re.ASCII).fullmatch)]
-    for name, index in zip(("NCPUS", "NNodes"), _cpus_first(columns, counts), strict=False):
-        take(name, index)
-    return tuple(names)
-
-
-def _is_like(column: Sequence[str], test: Callable[[str], object], share: float = 0.9) -> bool:
-    filled = [text for text in column if text]
-    return bool(filled) and sum(bool(test(text)) for text in filled) >= share * len(filled)
-
-
-def _best(columns: Sequence[Sequence[str]], free: set[int], test: Callable[[str], object]) -> int | None:
-    shares = {index: sum(bool(test(text)) for text in columns[index]) for index in free}
-    best = max(sorted(shares), key=lambda index: shares[index], default=None)
-    return best if best is not None and shares[best] >= 0.5 * len(columns[best]) else None
-
-
-def _id_column(columns: Sequence[Sequence[str]], free: set[int]) -> int | None:
-    """The first of the columns that look most like job ids: parts of arrays, steps, large numbers."""
-
-    def score(index: int) -> float:
-        filled = [text for text in columns[index] if text]
-        parted = sum("." in text or "_" in text or "+" in text for text in filled)
-        return parted / len(filled) + sum(len(text.split(".")[0]) >= 3 for text in filled) / len(filled)
-
-    able = [index for index in sorted(free) if _is_like(columns[index], _ID.fullmatch) and all(columns[index])]
-    best = max(able, key=score, default=None)
-    return best if best is not None and score(best) >= 0.5 else None
-
-
-def _steps(columns: Sequence[Sequence[str]], names: Sequence[str]) -> list[bool]:
-    if "JobID" not in names:
-        return [False] * len(columns[0])
-    return ["." in text for text in columns[names.index("JobID")]]
-
-
-def _name_dates(columns: Sequence[Sequence[str]], free: set[int], take: Callable[[str, int | None], None]) -> None:
-    """Dates in the order of time: a job is submitted, becomes eligible, starts, ends."""
-    dates = [
-        index
-        for index in sorted(free)
-        if _is_like(columns[index], lambda text: _DATE.match(text) or text in _UNKNOWN_DATES)
-    ]
-    whole = [row for row in range(len(columns[0])) if all(_DATE.match(columns[index][row]) for index in dates)]
-
-    def later(index: int) -> tuple[float, int]:
-        ranks = [sum(columns[other][row] < columns[index][row] for other in dates) for row in whole]
-        return (sum(ranks) / len(ranks) if ranks else 0.0, index)
-
-    named = {1: ("Start",), 2: ("Start", "End"), 3: ("Submit", "Start", "End")}
-    for name, index in zip(
-        named.get(len(dates), ("Submit", "Eligible", "Start", "End")), sorted(dates, key=later), strict=False
-    ):
-        take(name, index)
-
-
-def _name_clocks(
-    columns: Sequence[Sequence[str]],
-    free: set[int],
-    names: Sequence[str],
-    step: Sequence[bool],
-    take: Callable[[str, int | None], None],
-) -> None:
-    """Elapsed is end less start, or the first on steps too; the time limit stands on jobs alone."""
-
-    def is_limit(text: str) -> bool:
-        return bool(_CLOCK.fullmatch(text)) or text in ("UNLIMITED", "Partition_Limit", "INVALID")
-
-    clocks = [
-        index
-        for index in sorted(free)
-        if _is_like(columns[index], is_limit) and not any(_FINE_CLOCK.fullmatch(text) for text in columns[index])
-    ]
-    on_steps = {
-        index: any(text for text, is_step in zip(columns[index], step, strict=True) if is_step) for index in clocks
-    }
-    if "Start" in names and "End" in names:
-        clocks.sort(key=lambda index: -_matching(columns, index, names))
-    elapsed = [index for index in clocks if on_steps[index] or not any(step)]
-    take("Elapsed", elapsed[0] if elapsed else None)
-    limits = [index for index in clocks if index in free and not on_steps[index]]
-    take("Timelimit", limits[-1] if limits else None)
-
-
-def _matching(columns: Sequence[Sequence[str]], index: int, names: Sequence[str]) -> int:
-    starts, ends = columns[names.index("Start")], columns[names.index("End")]
-    found = 0
-    for start, end, text in zip(starts, ends, columns[index], strict=True):
-        if _DATE.fullmatch(start) and _DATE.fullmatch(end) and _CLOCK.fullmatch(text):
-            try:
-                found += (spelling.time_s(end) or 0) - (spelling.time_s(start) or 0) == spelling.clock_s(text)
-            except ValueError:
-                continue
-    return found
-
-
-def _is_tres_list(text: str) -> bool:
-    return "=" in text and any(word in text for word in ("cpu=", "node=", "mem=", "billing=", "gres/"))
-
-
-def _name_memory(
-    columns: Sequence[Sequence[str]], free: set[int], step: Sequence[bool], take: Callable[[str, int | None], None]
-) -> None:
-    amounts = [
-        index
-        for index in sorted(free)
-        if _is_like(columns[index], lambda text: _MEMORY.fullmatch(text) or text == "0")
-        and any(map(_MEMORY.fullmatch, columns[index]))
-    ]
-    for index in amounts:
-        on_jobs = any(text for text, is_step in zip(columns[index], step, strict=True) if not is_step)
-        take("ReqMem" if on_jobs else "MaxRSS", index)
-
-
-def _cpus_first(columns: Sequence[Sequence[str]], counts: Sequence[int]) -> list[int]:
-    """Of two columns of whole numbers the one with more in it is that of the CPUs."""
-    pair = list(counts[:2])
-    return sorted(pair, key=lambda index: -sum(min(int(text), 10**6) for text in columns[index] if text.isdecimal()))

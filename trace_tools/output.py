@@ -143,8 +143,9 @@ def json_lines(jobs: Jobs) -> memoryview:
         return memoryview(b"")
     least, most = _bounds(jobs)
     mine = _managed(jobs)
-    asked = (jobs.asked_cpus, jobs.asked_gpus, jobs.asked_mem_mb)
+    asked, held = (jobs.asked_cpus, jobs.asked_gpus, jobs.asked_mem_mb), (jobs.cpus, jobs.gpus, jobs.mem_mb)
     one_node = jobs.nodes == 1
+    requested = _amounts(*asked)
     parts: list[pa.Array | str] = [
         '{"job":{"job_id":',
         _quoted_ids(jobs.job_id),
@@ -153,11 +154,11 @@ def json_lines(jobs: Jobs) -> memoryview:
         ',"partitions":[',
         _quoted(jobs.partition),
         '],"requested":',
-        *_amounts(*asked),
+        *requested,
         ',"minimum":',
-        *_amounts(*least),
+        *(requested if least[0] is asked[0] else _amounts(*least)),
         ',"maximum":',
-        *_amounts(*most),
+        *(requested if most[0] is asked[0] else _amounts(*most)),
         _unless(one_node, _joined(',"nodes_wanted":', _digits(jobs.nodes))),
         _named(',"user":', jobs.user),
         _named(',"job_class":', _classes(jobs)),
@@ -170,7 +171,7 @@ def json_lines(jobs: Jobs) -> memoryview:
         ',"elapsed_s":',
         _seconds(jobs.elapsed_s),
         ',"amounts":',
-        *_amounts(jobs.cpus, jobs.gpus, jobs.mem_mb),
+        *(requested if all(map(np.array_equal, asked, held)) else _amounts(*held)),
         _unless(one_node, _joined(',"nodes":', _digits(jobs.nodes))),
         _known(',"start_time_s":', jobs.start_s),
         _known(',"max_rss_mb":', jobs.rss_mb),

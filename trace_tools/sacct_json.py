@@ -100,7 +100,6 @@ def _objects(source: Source, tally: Tally) -> Iterator[bytes]:
         used = begin if begin >= 0 else position
         buffer, position, begin = buffer[used:], position - used, 0 if begin >= 0 else -1
     if closers or buffer[position:].strip():
-        tally.rows += begin >= 0
         tally.add("cut-short", 1, [buffer[max(begin, 0) :][:200]])
 
 
