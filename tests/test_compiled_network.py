@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapfinger_hpc import checkpoint
 from tapfinger_hpc.features import graph, measures, options
 from tapfinger_hpc.features.graph import Graphs
 from tapfinger_hpc.features.rows import Rows
@@ -52,8 +53,7 @@ def network(seed: int, hidden: int = 64, rounds: int = 2) -> PolicyNetwork:
 
 def some_way_in(seed: int, slots: int, names: tuple[str, ...], full: bool = False) -> tuple[Frame, core.Truth]:
     """Environments after a few slots in which tasks were placed at random, or (``full``) none was."""
-    workloads = [scenarios.workload(name, seed + number) for number, name in enumerate(names)]
-    frame, truth = core.environments(workloads)
+    frame, truth = core.environments([scenarios.workload(name, seed + number) for number, name in enumerate(names)])
     envs, draw = np.arange(len(names)), Draw(np.random.default_rng(seed))
 
     def anything(offered, _of_options, _of_waiting):
@@ -68,9 +68,10 @@ def some_way_in(seed: int, slots: int, names: tuple[str, ...], full: bool = Fals
     return frame, truth
 
 
-def compare(trained: PolicyNetwork, frame: Frame) -> None:
-    """Embeddings and probabilities of both forms on the states of a frame."""
-    served, envs, scratch = trained.compiled(), np.arange(len(frame.partitions)), measures.allocate(frame)
+def compare(trained: PolicyNetwork, frame: Frame, first: int | None = None) -> None:
+    """Embeddings and probabilities of both forms on the states of a frame, or of the ``first`` so many."""
+    served, scratch = trained.compiled(), measures.allocate(frame)
+    envs = np.arange(len(frame.partitions) if first is None else first)
     advice = options.no_advice(frame)
     seen = graph.build(frame, envs, scratch)
     reference = WithTorch(trained)
@@ -94,6 +95,16 @@ def compare(trained: PolicyNetwork, frame: Frame) -> None:
 def test_the_network_that_is_served_is_the_one_that_is_trained(seed: int, slots: int, full: bool, rounds: int) -> None:
     frame, _ = some_way_in(seed, slots, ("random", "hetero-6", "random", "uniform-3"), full)
     compare(network(seed, rounds=rounds), frame)
+
+
+@given(seed=SEEDS, slots=st.integers(0, 14), full=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_the_weights_that_ship_are_served_as_they_were_trained(seed: int, slots: int, full: bool) -> None:
+    weights, info = checkpoint.read(checkpoint.DEFAULT)
+    trained = PolicyNetwork(info.network)
+    trained.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
+    frame, _ = some_way_in(seed, slots, ("cluster", "hetero-6", "random", "cluster"), full)
+    compare(trained.eval(), frame, first=4)
 
 
 def test_graphs_without_waiting_or_running_tasks_are_served_as_well() -> None:
