@@ -1,7 +1,7 @@
-"""Where the server keeps compiled policies, settled before numba is imported: numba reads it only once.
+"""Where the server keeps compiled policies, settled before they are imported: where they are kept is read only once.
 
-numba keeps what it compiled beside the sources, or refuses to start where nobody may write. A service has its own user
-and a package that root installed. What is kept is code that will run, so the folder must be nobody else's.
+What was compiled is kept beside the package, or at its user's home, or not at all. A service has its own user, without
+a home, and a package that root installed. What is kept is code that will run, so the folder must be nobody else's.
 """
 
 import logging
@@ -26,7 +26,7 @@ def settle(
     """Sets NUMBA_CACHE_DIR where it is not set and the package cannot be written: to this folder, or to one that goes
     away with the server.
     """
-    if environment.get(NUMBA_CACHE_DIR) or _beside_sources(package):
+    if environment.get(NUMBA_CACHE_DIR) or _can_write(package / "__pycache__"):
         return
     why = _unfit(folder)
     if why is not None:
@@ -34,12 +34,6 @@ def settle(
         logger.warning("server.compiled %r: %s; every start of the server compiles its policies anew", str(folder), why)
         folder = Path(temporary)
     environment[NUMBA_CACHE_DIR] = str(folder)
-
-
-def _beside_sources(package: Path) -> bool:
-    """Whether numba can keep things beside every module."""
-    folders = {source.parent for source in package.rglob("*.py")}
-    return all(_can_write(folder / "__pycache__") for folder in sorted(folders))
 
 
 def _can_write(folder: Path) -> bool:

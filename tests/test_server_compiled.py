@@ -73,8 +73,7 @@ def test_a_server_whose_package_cannot_be_written_answers_and_keeps_what_it_comp
     root = Path(tapfinger_hpc.__file__).parents[1]
     for room in ("tapfinger_hpc", "policy_server"):
         shutil.copytree(root / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__", "checkpoints"))
-        for folder in {source.parent for source in (tmp_path / room).rglob("*.py")}:
-            (folder / "__pycache__").touch()
+        (tmp_path / room / "__pycache__").touch()
     toml = tmp_path / "tapfinger.toml"
     toml.write_text(
         f'[server]\nsocket = "{tmp_path}/s.sock"\npolicy = "price"\nfallback = "min"\ncompiled = "{tmp_path}/kept"\n'

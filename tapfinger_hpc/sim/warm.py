@@ -1,7 +1,7 @@
 """Compiles what the simulator, its policies and the learned agents consist of, so that later processes find it done.
 
-numba keeps compiled functions beside their sources (or under NUMBA_CACHE_DIR); the first process to need one pays some
-seconds for it. ``python -m tapfinger_hpc.sim.warm`` pays for all, once after an installation.
+What is compiled is kept (``sim/compiling.py``); the first process to need a function pays some seconds for it.
+``python -m tapfinger_hpc.sim.warm`` pays for all, once after an installation.
 """
 
 import numpy as np
