@@ -9,7 +9,9 @@ import numba
 from tapfinger_hpc.sim import compiling
 
 DECORATORS = {"compiled", "lean", "woven", "threaded", "_fast"}
-NOT_COMPILED_IN = {f"tapfinger_hpc.{name}" for name in ("errors", "units", "training.batch", "training.team")}
+NOT_COMPILED_IN = {
+    f"tapfinger_hpc.{name}" for name in ("errors", "gaussian", "units", "training.batch", "training.team")
+}
 """Modules of which compiled functions use nothing, though their files do."""
 
 
