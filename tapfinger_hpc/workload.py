@@ -14,7 +14,7 @@ from statistics import stdev
 import msgspec
 from msgspec.structs import replace
 
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.curves import measured_classes, random_class
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import Partition, PendingJob, Resources

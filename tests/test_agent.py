@@ -23,7 +23,8 @@ from tapfinger_hpc.decision import Decision, JobUpdate, Outcome, Placement
 from tapfinger_hpc.errors import ConfigError, ServerError, SlurmError
 from tapfinger_hpc.policies import registry
 from tapfinger_hpc.sim.clock import SimClock
-from tapfinger_hpc.sim.cluster import ClusterSpec, SimulatedCluster
+from tapfinger_hpc.sim.cluster import SimulatedCluster
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.speed import JobClass, SpeedModel
 from tapfinger_hpc.state import ClusterState, PendingJob, Resources
 from tapfinger_hpc.trace import Trace, TraceJob
@@ -83,7 +84,7 @@ class World:
         )
         self.clock = SimClock(START_S)
         self.script = decide or Script()
-        trace = Trace("test", (CLASS,), tuple(jobs))
+        trace = Trace("test", (CLASS, replace(CLASS, name="")), tuple(jobs))  # the last is of jobs that name no class
         spec = ClusterSpec.uniform(partitions=2, nodes_each=2)
         self.slurm = SimulatedCluster(spec, trace, self.clock, lease_s=self.config.lease_s, **options)  # type: ignore[arg-type]
         self.journal = Journal.open(Path(self.config.journal))
@@ -327,11 +328,9 @@ def test_a_job_number_used_again_is_another_job(world) -> None:
     here = world([trace_job(1, time_limit_s=600)], update_latency_s=3.0)
     here.script.place(1, amounts=Resources(8, 4, 9000))
     here.agent.cycle()
-    crashed = world([trace_job(1, arrives_s=0)])
+    crashed = world([trace_job(2)])
     here.agent._placements._cluster = here.agent._cluster = crashed.slurm
     here.script.places.clear()
-    (job,) = crashed.slurm.observe().pending
-    crashed.slurm._waiting.pop(job.key)
     crashed.clock.wait(50)
     crashed.slurm.submit(trace_job(1))
     here.cycle(3)

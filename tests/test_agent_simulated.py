@@ -13,7 +13,8 @@ from tapfinger_hpc import workload
 from tapfinger_hpc.config import AgentConfig
 from tapfinger_hpc.policies import registry
 from tapfinger_hpc.sim.clock import SimClock
-from tapfinger_hpc.sim.cluster import ClusterSpec, SimulatedCluster
+from tapfinger_hpc.sim.cluster import SimulatedCluster
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.state import ClusterState
 from tapfinger_hpc.stats import JobRecord

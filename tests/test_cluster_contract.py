@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from tapfinger_hpc.cluster import Clock, Cluster
 from tapfinger_hpc.decision import TOP_PRIORITY, JobUpdate, Placement, update_for
 from tapfinger_hpc.sim.clock import SimClock
-from tapfinger_hpc.sim.cluster import ClusterSpec, SimulatedCluster
+from tapfinger_hpc.sim.cluster import SimulatedCluster
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import JobKey, Node, PendingJob, Resources, RunningJob
 from tapfinger_hpc.trace import Trace, TraceJob

@@ -4,7 +4,7 @@ from statistics import fmean
 
 from tapfinger_hpc import workload
 from tapfinger_hpc.policies import registry
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.run import replay
 
 

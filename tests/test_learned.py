@@ -18,7 +18,7 @@ from tapfinger_hpc.nets.policy_network import PolicyNetwork
 from tapfinger_hpc.policies import registry
 from tapfinger_hpc.policies.learned import LearnedPolicy
 from tapfinger_hpc.policies.price import PricePolicy
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import ClusterState, Partition, Resources

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from tapfinger_hpc import trace as traces
 from tapfinger_hpc.cli import tapfinger
 from tapfinger_hpc.errors import TraceError
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import Resources
 from tapfinger_hpc.units import Mark

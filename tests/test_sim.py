@@ -9,7 +9,8 @@ from tapfinger_hpc import workload
 from tapfinger_hpc.decision import Placement, guard_all, update_for
 from tapfinger_hpc.policies import registry
 from tapfinger_hpc.sim.clock import SimClock
-from tapfinger_hpc.sim.cluster import ClusterSpec, SimulatedCluster
+from tapfinger_hpc.sim.cluster import SimulatedCluster
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.random_clusters import random_cluster
 from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.speed import JobClass, SpeedModel

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tapfinger_hpc import trace as traces
 from tapfinger_hpc.cli import tapfinger
 from tapfinger_hpc.errors import TraceError
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.workload import WorkloadKnobs, random_trace
 from trace_tools import curves, prior, speed_bench
 

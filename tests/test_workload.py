@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tapfinger_hpc import fit, workload
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.curves import measured_classes, random_class
 from tapfinger_hpc.sim.random_clusters import random_cluster
 from tapfinger_hpc.state import ClusterState, Resources

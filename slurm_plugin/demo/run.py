@@ -18,7 +18,7 @@ from slurm_plugin.sandbox.spec import SandboxSpec
 from tapfinger_hpc import config
 from tapfinger_hpc.errors import ServerError, SlurmError
 from tapfinger_hpc.policies import registry
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import Resources

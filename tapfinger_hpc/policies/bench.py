@@ -29,7 +29,7 @@ from tapfinger_hpc.policies.decoding import Decoder, Simulated, most_probable
 from tapfinger_hpc.policies.fifo import FifoPolicy
 from tapfinger_hpc.policies.learned import LearnedPolicy
 from tapfinger_hpc.sim import core, scenarios
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.core import Truth
 from tapfinger_hpc.sim.episodes import place_all
 from tapfinger_hpc.state import ClusterState

@@ -31,6 +31,10 @@ OVERDUE = 0.5
 standard deviation of its logarithm: near the mean of what then remains of a log-normal time."""
 LEAST_OVERDUE = 0.02
 """The least such share, for kinds that are thought to be known well."""
+COMPLETED, TIMEOUT, OUT_OF_MEMORY = 0, 1, 2
+"""How a job ended, or will."""
+OUT_OF_MEMORY_S = 1.0
+"""How long a job runs whose memory is too little."""
 RETRY_S = 10.0
 """After a refusal a cluster in event time is looked at again by then, if nothing happens before."""
 
@@ -69,6 +73,7 @@ class Truth(NamedTuple):
     mem_mb: np.ndarray  # int64 [B, K, G] MiB without which a task cannot run on so many GPUs
     look: np.ndarray  # LOOK [B]
     job: np.ndarray  # JOB [B, J]
+    cpu_step: np.ndarray  # int64 [B, M] CPUs that Slurm hands out together
 
 
 LOOK = np.dtype(
@@ -100,10 +105,17 @@ JOB = np.dtype(
         ("mem_mb", np.int64),
         ("limit", np.float64),
         ("priority", np.int64),
+        ("lasts", np.float64),  # of a job of others: how long it takes on that; infinite: its memory is too little
+        ("begin", np.float64),  # Slurm does not start it before; infinite: it is held
+        ("pin", np.int64),  # the only node that it may have; -1: any
+        ("members", np.int64),  # a job on several nodes is as many jobs, one after another, that start together
+        ("outcome", np.int64),  # of one that was started by Slurm: COMPLETED, ...
         # By place, not by job: the line of waiting jobs of others, in the order in which Slurm serves them.
         ("line", np.int64),
         ("start", np.float64),  # when the one at this place is planned to start; infinite: never
         ("node", np.int64),  # and where
+        ("partition", np.int64),
+        ("taken", np.int64),  # CPUs of that node: whole cores
         ("before", np.float64),  # when it would start without the placement that is asked for
     ]
 )
@@ -157,13 +169,14 @@ def environments(
     needed = [Sizes.of(workload, belief) for workload, belief in zip(workloads, beliefs, strict=True)]
     needed += [room] if room else []
     sizes = Sizes(*(max(each) for each in zip(*needed, strict=True)))
-    frame, truth = _empty(len(workloads) * sizes.views, sizes)
+    frame, truth = empty(len(workloads) * sizes.views, sizes)
     for env, (workload, belief) in enumerate(zip(workloads, beliefs, strict=True)):
         load(frame, truth, env, workload, belief)
     return frame, truth
 
 
-def _empty(batch: int, sizes: Sizes) -> tuple[Frame, Truth]:
+def empty(batch: int, sizes: Sizes) -> tuple[Frame, Truth]:
+    """Environments without a cluster and without jobs."""
     agents, kinds, jobs = sizes.agents, sizes.kinds, sizes.jobs
     cpus, gpus = sizes.cpus + 1, sizes.gpus + 1
     frame = allocate(batch, partitions=agents, nodes=sizes.nodes, kinds=kinds, choices=sizes.menu, jobs=jobs)
@@ -197,9 +210,18 @@ def _empty(batch: int, sizes: Sizes) -> tuple[Frame, Truth]:
         mem_mb=np.zeros((batch, kinds, gpus), np.int64),
         look=np.zeros(batch, LOOK),
         job=np.zeros((batch, jobs), JOB),
+        cpu_step=np.ones((batch, sizes.nodes), np.int64),
     )
     truth.look["views"], truth.look["actual"] = sizes.views, np.arange(batch)
     return frame, truth
+
+
+def enlarged(frame: Frame, truth: Truth, sizes: Sizes) -> tuple[Frame, Truth]:
+    """The same environments with more room."""
+    larger_frame, larger_truth = empty(len(frame.now), sizes)
+    for larger, array in zip((*larger_frame, *larger_truth), (*frame, *truth), strict=True):
+        larger[tuple(slice(length) for length in array.shape)] = array
+    return larger_frame, larger_truth
 
 
 def load(frame: Frame, truth: Truth, env: int, workload: Workload, belief: Belief | None = None) -> None:
@@ -264,6 +286,9 @@ def _load_site(truth: Truth, env: int, workload: SiteWorkload) -> None:
     assert isinstance(site, Site)
     truth.look["late"][env], truth.look["refusal"][env] = site.late_s, site.refusal
     jobs["cpus"], jobs["gpus"], jobs["mem_mb"] = workload.asked.T
+    with np.errstate(divide="ignore"):
+        lasts = 1.0 / truth.rate[env, workload.type, jobs["cpus"], jobs["gpus"]] * workload.pace
+    jobs["lasts"] = np.where(workload.others, lasts, 0.0)
     for name in ("pace", "others", "limit", "priority"):
         jobs[name] = getattr(workload, name)
 
@@ -301,6 +326,9 @@ def _clear(frame: Frame, truth: Truth, env: int) -> None:
     truth.lasts[env] = np.inf
     truth.job["limit"][env] = np.inf
     truth.job["pace"][env] = 1.0
+    truth.job["pin"][env] = others.ANY
+    truth.job["members"][env] = 1
+    truth.cpu_step[env] = 1
 
 
 @lean
@@ -605,7 +633,7 @@ def advance(frame: Frame, truth: Truth, env: int) -> float:
         return _look_again(frame, truth, env)
     if frame.slot[env] > 0.0:
         return _pass_slot(frame, truth, env)
-    moment = _next_event(frame, truth, env)
+    moment = next_event(frame, truth, env)
     return 0.0 if moment == np.inf else _pass(frame, truth, env, moment)
 
 
@@ -640,14 +668,36 @@ def _pass(frame: Frame, truth: Truth, env: int, moment: float) -> float:
 
 
 @lean
-def _next_event(frame: Frame, truth: Truth, env: int) -> float:
+def next_event(frame: Frame, truth: Truth, env: int) -> float:
     """When something next happens by itself, or is to be looked at; infinity where nothing ever will."""
+    now = frame.now[env]
     following = truth.look[env].again
     if truth.next[env] < truth.jobs[env]:
         following = min(following, frame.arrival[env, truth.next[env]])
     for position in range(frame.running_count[env]):
         following = min(following, truth.end[env, frame.running[env, position]])
-    return max(frame.now[env], following)
+    for position in range(truth.look[env].lined):
+        begin = truth.job[env, truth.job[env, position].line].begin
+        if begin > now:
+            following = min(following, begin)
+    return max(now, following)
+
+
+@lean
+def pass_until(frame: Frame, truth: Truth, env: int, until: float) -> float:
+    """Lets event time go on to this moment, event by event. Returns the time that passed times our tasks."""
+    area, moment = 0.0, next_event(frame, truth, env)
+    while moment < until:
+        area += _pass(frame, truth, env, moment)
+        moment = next_event(frame, truth, env)
+    return area + _pass(frame, truth, env, until)
+
+
+@lean
+def pass_until_then(frame: Frame, truth: Truth, env: int, until: float) -> float:
+    """``pass_until``. Returns when something happens next: one call from Python where two cost twice as much."""
+    pass_until(frame, truth, env, until)
+    return next_event(frame, truth, env)
 
 
 @lean
@@ -656,7 +706,7 @@ def _look_again(frame: Frame, truth: Truth, env: int) -> float:
     actual = truth.look[env].actual
     area = 0.0
     if not truth.look[env].news:
-        moment = _next_event(frame, truth, actual)
+        moment = next_event(frame, truth, actual)
         if moment == np.inf:
             return 0.0
         area += _pass(frame, truth, actual, moment)
@@ -664,10 +714,9 @@ def _look_again(frame: Frame, truth: Truth, env: int) -> float:
     truth.look[env].news = False
     _show(frame, truth, actual, env)
     until = frame.now[actual] + truth.look[env].late
-    while frame.now[actual] < until:
-        moment = _next_event(frame, truth, actual)
-        truth.look[env].news = truth.look[env].news or moment <= until
-        area += _pass(frame, truth, actual, min(moment, until))
+    if frame.now[actual] < until:
+        truth.look[env].news = next_event(frame, truth, actual) <= until
+        area += pass_until(frame, truth, actual, until)
     truth.finished[env] = truth.finished[actual]
     truth.look[env].waited = truth.look[actual].waited
     return area
@@ -1010,29 +1059,38 @@ def _take_from_waiting(frame: Frame, truth: Truth, env: int, job: int) -> None:
 @lean
 def _serve_others(frame: Frame, truth: Truth, env: int) -> None:
     """Slurm's own turn: starts those jobs of others whose planned start has come."""
-    count, kept = truth.look[env].lined, 0
+    count = others.worth_planning(frame, truth, env)
     if count == 0:
         return
     others.plan(frame, truth, env, count)
-    now = frame.now[env]
-    for position in range(count):
-        job, node = truth.job[env, position].line, truth.job[env, position].node
-        asked = truth.job[env, job]
-        cpus, gpus, mem_mb = asked.cpus, asked.gpus, asked.mem_mb
-        if (
-            truth.job[env, position].start <= now
-            and cpus <= frame.free[env, node, 0]
-            and gpus <= frame.free[env, node, 1]
-            and mem_mb <= frame.free[env, node, 2]
-        ):
-            agent = 0
-            while not (frame.reach[env, job, agent] and frame.member[env, agent, node]):
-                agent += 1
-            lasts = min(_lasts(frame, truth, env, job, cpus, gpus, 0.0, False), asked.limit)
-            _begin(frame, truth, env, job, agent, node, cpus, gpus, mem_mb, now, lasts)
-            # Of jobs that are not ours the time limit is all that is known; ``speed.prior`` believes a third of it.
-            frame.expected_end[env, job] = now + asked.limit / 3
-        else:
-            truth.job[env, kept].line = job
-            kept += 1
+    position = kept = 0
+    while position < count:
+        after = position + truth.job[env, truth.job[env, position].line].members
+        starts = others.may_start(frame, truth, env, position, after)
+        for place_ in range(position, after):
+            if starts:
+                _begin_of_others(frame, truth, env, place_)
+            else:
+                truth.job[env, kept].line = truth.job[env, place_].line
+                kept += 1
+        position = after
+    for position in range(count, truth.look[env].lined):
+        truth.job[env, kept].line = truth.job[env, position].line
+        kept += 1
     truth.look[env].lined = kept
+
+
+@lean
+def _begin_of_others(frame: Frame, truth: Truth, env: int, position: int) -> None:
+    """The one at this place of the line starts as it is planned."""
+    planned, now = truth.job[env, position], frame.now[env]
+    job, node, partition, cpus = planned.line, planned.node, planned.partition, planned.taken
+    asked = truth.job[env, job]
+    asked.outcome, lasts = COMPLETED, asked.lasts
+    if lasts == np.inf:
+        asked.outcome, lasts = OUT_OF_MEMORY, OUT_OF_MEMORY_S
+    elif lasts > asked.limit:
+        asked.outcome, lasts = TIMEOUT, asked.limit
+    _begin(frame, truth, env, job, partition, node, cpus, asked.gpus, asked.mem_mb, now, lasts)
+    # Of jobs that are not ours the time limit is all that is known; ``speed.prior`` believes a third of it.
+    frame.expected_end[env, job] = now + asked.limit / 3

@@ -17,38 +17,46 @@ if TYPE_CHECKING:
 
 PROTECTED_JOBS = 32
 """As in ``reserve``: how many waiting jobs a placement must not delay."""
+ANY = -1
+"""The node of a job that is not pinned to one."""
 _NOWHERE = -1
 
 
 @lean
 def line_up(truth: "Truth", env: int) -> None:
-    """Those that have come wait behind all of their priority or more."""
+    """Those that have come join the line, and each waits behind all of more priority, and of as much that came before
+    it; priorities may have changed.
+    """
     for job in range(truth.look[env].lining, truth.next[env]):
-        if not truth.job[env, job].others:
-            continue
-        position = truth.look[env].lined
+        if truth.job[env, job].others:
+            truth.job[env, truth.look[env].lined].line = job
+            truth.look[env].lined += 1
+    truth.look[env].lining = truth.next[env]
+    for place in range(1, truth.look[env].lined):
+        job, position = truth.job[env, place].line, place
+        priority = truth.job[env, job].priority
         while position > 0:
             before = truth.job[env, position - 1].line
-            if truth.job[env, before].priority >= truth.job[env, job].priority:
+            first = truth.job[env, before].priority
+            if first > priority or (first == priority and before < job):
                 break
             truth.job[env, position].line = before
             position -= 1
         truth.job[env, position].line = job
-        truth.look[env].lined += 1
-    truth.look[env].lining = truth.next[env]
 
 
 @lean
 def would_delay(frame: Frame, truth: "Truth", env: int, job: int, node: int, cpus: int, gpus: int, mem_mb: int) -> bool:
     """Whether a job of others, whom Slurm would serve first, would start later for this placement."""
-    look, count = truth.look[env], 0
-    while count < min(look.lined, PROTECTED_JOBS):
-        if truth.job[env, truth.job[env, count].line].priority < truth.job[env, job].priority:
+    look, now, count, protected = truth.look[env], frame.now[env], 0, 0
+    while count < look.lined and protected < PROTECTED_JOBS:
+        first = truth.job[env, truth.job[env, count].line]
+        if first.priority < truth.job[env, job].priority:
             break
-        count += 1
-    if count == 0:
+        count += first.members
+        protected += first.begin <= now
+    if protected == 0:
         return False
-    now = frame.now[env]
     until = now + truth.job[env, job].limit
     plan(frame, truth, env, count)
     if _has_room(frame, truth, env, count, now, until, node, cpus, gpus, mem_mb):
@@ -72,48 +80,112 @@ def plan(frame: Frame, truth: "Truth", env: int, count: int) -> None:
 
 
 @lean
-def _plan(frame: Frame, truth: "Truth", env: int, count: int) -> None:
-    for position in range(count):
-        moment, node = frame.now[env], _NOWHERE
-        while moment < np.inf:
-            node = _node_with_room(frame, truth, env, position, moment)
-            if node >= 0:
-                break
-            moment = _next_change(frame, truth, env, position, moment)
-        truth.job[env, position].start = moment
-        truth.job[env, position].node = node
+def worth_planning(frame: Frame, truth: "Truth", env: int) -> int:
+    """How many of the line: those up to the last that has room now. Where later ones are planned does not matter."""
+    count = truth.look[env].lined
+    while count > 0:
+        asked = truth.job[env, truth.job[env, count - 1].line]
+        if asked.begin <= frame.now[env] and _has_room_now(frame, truth, env, count - asked.members):
+            return count
+        count -= asked.members
+    return 0
 
 
 @lean
-def _node_with_room(frame: Frame, truth: "Truth", env: int, position: int, moment: float) -> int:
-    """The first node on which this one of the line could start then, in the order of its partitions; -1: none."""
+def may_start(frame: Frame, truth: "Truth", env: int, position: int, after: int) -> bool:
+    """Whether the job at these places of the line is planned to start by now, and what it takes is there."""
+    for place in range(position, after):
+        planned = truth.job[env, place]
+        asked, node = truth.job[env, planned.line], planned.node
+        if not (
+            planned.start <= frame.now[env]
+            and planned.taken <= frame.free[env, node, 0]
+            and asked.gpus <= frame.free[env, node, 1]
+            and asked.mem_mb <= frame.free[env, node, 2]
+        ):
+            return False
+    return True
+
+
+@lean
+def _plan(frame: Frame, truth: "Truth", env: int, count: int) -> None:
+    position = 0
+    while position < count:
+        asked, moment = truth.job[env, truth.job[env, position].line], frame.now[env]
+        if asked.begin > moment:
+            moment = np.inf
+        while moment < np.inf and not _find_nodes(frame, truth, env, position, moment):
+            moment = _next_change(frame, truth, env, position, moment)
+        for place in range(position, position + asked.members):
+            truth.job[env, place].start = moment
+            if moment == np.inf:
+                truth.job[env, place].node = _NOWHERE
+        position += asked.members
+
+
+@lean
+def _find_nodes(frame: Frame, truth: "Truth", env: int, position: int, moment: float) -> bool:
+    """Plans the job at this place of the line on the first nodes on which it could start then, in the order of its
+    partitions; whether there are as many as it wants.
+    """
     job = truth.job[env, position].line
     asked = truth.job[env, job]
     for partition in range(frame.partitions[env]):
         if not frame.reach[env, job, partition]:
             continue
+        found = 0
         for node in range(frame.nodes[env]):
+            step = truth.cpu_step[env, node]
+            cpus = -(-asked.cpus // step) * step
             if (
-                frame.member[env, partition, node]
-                and frame.available[env, node]
-                and asked.cpus <= frame.capacity[env, node, 0]
+                _may_use(frame, truth, env, job, partition, node)
+                and cpus <= frame.capacity[env, node, 0]
                 and asked.gpus <= frame.capacity[env, node, 1]
                 and asked.mem_mb <= frame.capacity[env, node, 2]
                 and _has_room(
-                    frame,
-                    truth,
-                    env,
-                    position,
-                    moment,
-                    moment + asked.limit,
-                    node,
-                    asked.cpus,
-                    asked.gpus,
-                    asked.mem_mb,
+                    frame, truth, env, position, moment, moment + asked.limit, node, cpus, asked.gpus, asked.mem_mb
                 )
             ):
-                return node
-    return _NOWHERE
+                planned = truth.job[env, position + found]
+                planned.node, planned.partition, planned.taken = node, partition, cpus
+                found += 1
+                if found == asked.members:
+                    return True
+    return False
+
+
+@lean
+def _has_room_now(frame: Frame, truth: "Truth", env: int, position: int) -> bool:
+    """Whether what the job at this place of the line takes is free now on as many nodes as it wants."""
+    job = truth.job[env, position].line
+    asked = truth.job[env, job]
+    for partition in range(frame.partitions[env]):
+        if not frame.reach[env, job, partition]:
+            continue
+        found = 0
+        for node in range(frame.nodes[env]):
+            step = truth.cpu_step[env, node]
+            found += (
+                -(-asked.cpus // step) * step <= frame.free[env, node, 0]
+                and asked.gpus <= frame.free[env, node, 1]
+                and asked.mem_mb <= frame.free[env, node, 2]
+                and _may_use(frame, truth, env, job, partition, node)
+            )
+        if found >= asked.members:
+            return True
+    return False
+
+
+@lean
+def _may_use(frame: Frame, truth: "Truth", env: int, job: int, partition: int, node: int) -> bool:
+    """Whether the node is one of the partition, up, and one that this job may have."""
+    pin = truth.job[env, job].pin
+    return (
+        frame.member[env, partition, node]
+        and frame.available[env, node]
+        and frame.usable[env, frame.kind[env, job], node]
+        and pin in (ANY, node)
+    )
 
 
 @lean
@@ -163,7 +235,7 @@ def _free_at(
         begun = truth.job[env, position].start
         asked = truth.job[env, truth.job[env, position].line]
         if truth.job[env, position].node == node and begun <= moment < begun + asked.limit:
-            cpus, gpus, mem_mb = cpus - asked.cpus, gpus - asked.gpus, mem_mb - asked.mem_mb
+            cpus, gpus, mem_mb = cpus - truth.job[env, position].taken, gpus - asked.gpus, mem_mb - asked.mem_mb
     return cpus >= 0 and gpus >= 0 and mem_mb >= 0
 
 

@@ -2,7 +2,7 @@
 
 import random
 
-from tapfinger_hpc.sim.cluster import ClusterSpec
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.state import Node, Partition, Resources
 
 SHAPES = (

@@ -11,7 +11,8 @@ from tapfinger_hpc import fit
 from tapfinger_hpc.decision import Decision, JobUpdate, after, guard_all, update_for
 from tapfinger_hpc.policies.base import Policy
 from tapfinger_hpc.sim.clock import SimClock
-from tapfinger_hpc.sim.cluster import ClusterSpec, SimulatedCluster
+from tapfinger_hpc.sim.cluster import SimulatedCluster
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import ClusterState, JobKey, PendingJob
 from tapfinger_hpc.stats import JobRecord

@@ -10,12 +10,15 @@ from tapfinger_hpc import checkpoint
 from tapfinger_hpc.policies.compiled import price
 from tapfinger_hpc.policies.learned_player import AgentsPlayer
 from tapfinger_hpc.sim import core, episodes, players, scenarios
+from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.pettingzoo_env import parallel_env
+from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.sim.vector import VectorEnv
+from tapfinger_hpc.workload import demo_trace
 
 
 def warm() -> None:
-    """Plays with every policy, and steps every sort of environment."""
+    """Plays with every policy, steps every sort of environment, and replays a trace."""
     workload = scenarios.workload("synthetic-3", 0)
     for name in players.NAMES:
         if name != "tapfinger":
@@ -31,6 +34,7 @@ def warm() -> None:
     environment = parallel_env("synthetic-3")
     environment.reset(seed=0)
     environment.step({agent: environment.action_space(agent).sample() for agent in environment.agents})
+    replay(demo_trace(0, 3), ClusterSpec.uniform())
 
 
 if __name__ == "__main__":
