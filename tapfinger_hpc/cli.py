@@ -52,12 +52,14 @@ SUMMARIES = {
 
 
 BENCHES = {
+    "accounting": "trace_tools.bench:accounting",
     "decision": "tapfinger_hpc.policies.bench:decision",
     "live": "slurm_plugin.bench:live",
     "simulator": "tapfinger_hpc.sim.bench:simulator",
     "speeds": "trace_tools.speed_cli:speeds",
 }
 BENCH_SUMMARIES = {
+    "accounting": "How long it takes to read accounting, and how much memory.",
     "decision": "How long the learned policy takes for one decision.",
     "live": "Submission, decision and start, on throw-away clusters.",
     "simulator": "Environment steps a second of the compiled simulator.",

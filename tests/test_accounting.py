@@ -446,6 +446,13 @@ def test_a_line_of_many_megabytes_is_passed_over(tmp_path):
     assert (counts["jobs"], counts["line-too-long"]) == (2, 1)
 
 
+@pytest.mark.parametrize("letters", [900_000, 1_500_000, 5_000_000])
+def test_a_row_with_an_endless_name_costs_at_most_itself(tmp_path, letters):
+    counts = counts_of(tmp_path, lines(JOB, with_(JobID="124", JobName="x" * letters), with_(JobID="125")))
+    assert counts["jobs"] + counts.get("line-too-long", 0) == 3
+    assert counts["jobs"] >= 2
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -458,6 +465,8 @@ def test_a_line_of_many_megabytes_is_passed_over(tmp_path):
         (b"{", "no job that ended"),
         (b"\x1f\x8b garbage", "cannot be unpacked"),
         (lines(with_(State="RUNNING")).encode(), "not-ended 1"),
+        (b"x" * (3 << 20), "begins with 'xxx"),
+        (b'{"jobs": [{"job_id": 5, "name": "' + b"x" * (40 << 20), "more than 16 MiB"),
     ],
 )
 def test_what_holds_no_job_is_refused_and_nothing_is_written(tmp_path, data, said):

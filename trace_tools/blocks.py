@@ -13,7 +13,7 @@ from typing import IO, Protocol
 from tapfinger_hpc.errors import TraceError
 from trace_tools.reasons import Tally
 
-BLOCK = 1 << 24
+BLOCK = 1 << 23
 LONGEST_LINE = 1 << 20
 STANDARD_INPUT = "-"
 _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)

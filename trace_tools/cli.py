@@ -17,7 +17,7 @@ from rich.table import Table
 from tapfinger_hpc import trace as traces
 from tapfinger_hpc.errors import TraceError
 from trace_tools import since, speed_cli
-from trace_tools.check import TraceReport, report
+from trace_tools.check import TraceReport, report_of_file
 from trace_tools.reasons import LEFT_OUT, NOTES, WRONG
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def check(files: Sequence[str], as_json: bool, **given: Any) -> None:
     Ends with 1 where something is wrong: a trace that cannot be played, rows that should have made a job and could not.
     """
     if len(files) == 1 and files[0] != "-" and traces.is_trace(Path(files[0])):
-        found = report(traces.read(Path(files[0])))
+        found = report_of_file(Path(files[0]))
         if as_json:
             click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
         else:
@@ -233,6 +233,7 @@ def _show(found: TraceReport) -> None:
         table.add_row(row.name, str(row.jobs), f"{row.mean_running_s:g}", str(row.observations))
     if found.classes:
         console.print(table)
+    _show_counts(found.counts, {})
     for finding in found.wrong:
         console.print(f"wrong: {finding}")
     if found.wrong_count > len(found.wrong):

@@ -16,9 +16,9 @@ from trace_tools.assemble import Columns
 from trace_tools.blocks import Source
 from trace_tools.reasons import Tally
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]|"', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]|"', re.DOTALL)
 _CHUNK = 1 << 20
-_LARGEST_JOB = 1 << 26
+_LARGEST_JOB = 1 << 24
 _BATCH = 20_000
 _FLAG_64 = 2**63
 _NAMES = (

@@ -14,7 +14,7 @@ from pyarrow import csv
 from tapfinger_hpc.errors import TraceError
 from trace_tools import layout as layouts
 from trace_tools.assemble import Columns
-from trace_tools.blocks import Source
+from trace_tools.blocks import LONGEST_LINE, Source
 from trace_tools.layout import Layout
 from trace_tools.reasons import Tally
 
@@ -46,7 +46,8 @@ def read_text(source: Source, tally: Tally, delimiter: str = "", fields: Sequenc
 
 def _first_lines(source: Source) -> list[str]:
     text = source.beginning().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
-    lines = text.splitlines() if len(text) < 4096 else text[: text.rfind("\n") + 1].splitlines()
+    whole = text if len(text) < 4096 or "\n" not in text else text[: text.rfind("\n") + 1]
+    lines = whole.splitlines()
     return [line for line in lines if line.strip()][:_LOOKED_AT]
 
 
@@ -158,7 +159,7 @@ class _Cut:
         used = [name for name in self._columns if not name.startswith("unused ")]
         return csv.read_csv(
             pa.BufferReader(block),
-            csv.ReadOptions(column_names=self._columns, block_size=1 << 22),
+            csv.ReadOptions(column_names=self._columns, block_size=2 * LONGEST_LINE),
             csv.ParseOptions(
                 delimiter=self._delimiter.decode(),
                 quote_char='"' if self._layout.quoted else False,
@@ -188,6 +189,10 @@ class _Cut:
         joined = 0
         for line in block.replace(b"\r\n", b"\n").replace(b"\r", b" ").split(b"\n"):
             found = line.count(self._delimiter)
+            if len(line) > LONGEST_LINE:
+                self._tally.rows += 1
+                self._tally.add("line-too-long", 1, [line[:200]])
+                continue
             if part:
                 both = part + b" " + line
                 if both.count(self._delimiter) == wanted and self._believable(both):
