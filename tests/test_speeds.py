@@ -211,3 +211,26 @@ def test_how_far_jobs_of_a_site_differ_is_believed_of_its_further_classes():
         assert sum(believed) == pytest.approx(1)
         assert min(believed) > 0
     assert prior.noises_of([], before) == pytest.approx(before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(1.0, 1e6), st.integers(1, 64), st.integers(0, 8), st.booleans(), st.integers(1, 12)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_whatever_was_seen_the_model_stays_near_it(runs):
+    """Also with lower bounds far above and far below what finished, many times over."""
+    jobs = [
+        ended(elapsed_s, cpus, gpus, state="COMPLETED" if finished else "TIMEOUT")
+        for elapsed_s, cpus, gpus, finished, times in runs
+        for _ in range(times)
+    ]
+    made = model_of(*jobs)
+    least, most = min(run[0] for run in runs), max(run[0] for run in runs)
+    known = [one for one in made.speed.seconds if one is not None]
+    assert known
+    assert all(least / 1000 <= one <= most * 1000 for one in known)
+    assert all(0 < one < 10 for one in made.speed.log_std)

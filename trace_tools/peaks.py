@@ -24,6 +24,8 @@ _CENTRES = np.linspace(-1.5, 1.5, 121)
 _STRANGE = 0.02
 """Share of jobs that run out of memory by a mistake of their own."""
 _MOST_ALIKE = 20
+_HALVINGS = 20
+"""Of an interval of a few powers of e, for the share that stays below."""
 
 
 def below(deviations: np.ndarray) -> np.ndarray:
@@ -54,7 +56,7 @@ class Need:
             return self._known_enough(gpus)
         at = self._centres + self._slopes * math.log(max(1, gpus))
         low, high = at.min() - 1.0, at.max() + 4.0
-        for _ in range(50):
+        for _ in range(_HALVINGS):
             middle = (low + high) / 2
             share = float((self._weights * below((middle - at) / self._spreads)).sum())
             low, high = (middle, high) if share < SAFE else (low, middle)
@@ -82,6 +84,6 @@ class Need:
             room_logs = math.log(room.mem_mb) - centres - slopes * math.log(max(1, room.gpus))
             logs = logs + np.log(_STRANGE + (1 - _STRANGE) * below(room_logs / spreads))
         weights = np.exp(logs - logs.max())
-        believed = weights > 1e-6
+        believed = weights > 1e-4
         self._weights = weights[believed] / weights[believed].sum()
         self._centres, self._spreads, self._slopes = centres[believed], spreads[believed], slopes[believed]

@@ -23,14 +23,18 @@ LEAST_REACH = (16, 4)
 """CPUs and GPUs to which every grid reaches, the latter where GPUs were seen."""
 _NEGLIGIBLE = 1e-3
 """Weight against the greatest below which a shape is passed over."""
-_MOST_KEPT = 64
+_LEAST_KEPT, _WORK = 40, 2000
+"""Shapes that are kept, of many amounts fewer: each costs time with the number of amounts."""
 _HANGING = 0.05
 """Share of jobs that do not finish for other reasons than their length: they hang."""
-_SWEEPS = 3
+_SWEEPS, _PACE = 8, 0.6
+"""Of lower bounds, all at a time; so much of what each says anew is taken over, or they would push one another."""
 _NOTHING = 1e6
 """Variance of a measurement that says nothing."""
 _REACH, _STEPS = 6.0, 61
 """Of sums over what is believed, in deviations."""
+_FARTHEST = 10.0
+_WILD = 1.0
 _FIRMEST = 1e-3
 _TRIED_COUNT = 4.0
 """Jobs on the same amounts for which a tried noise counts."""
@@ -64,7 +68,7 @@ class Belief:
         covariance = self._stack.covariances(self._at, self._at) + self._same_type
         rest = logs - self._level - self._stack.means(self._at)
         weights = self._weigh(covariance, rest, cells, bounds, log_weights)
-        shapes, noises = _kept(weights)
+        shapes, noises = _kept(weights, max(_LEAST_KEPT, _WORK // len(rows)))
         self._weights = weights[shapes, noises] / weights[shapes, noises].sum()
         self._noise = _refined(np.array(NOISES)[noises], cells)
         self._stack = self._stack.taking(shapes)
@@ -127,19 +131,25 @@ class Belief:
         believed anyway. Some jobs hang, so a bound far above all belief moves it little.
         """
         firm = rest.shape[1] - len(bounds)
-        limits = rest[:, firm:]
-        values, widths = limits.copy(), np.full(limits.shape, _NOTHING)
+        limits, columns = rest[:, firm:], covariance[:, :, firm:]
+        variance_before = np.diagonal(covariance, axis1=1, axis2=2)[:, firm:]
+        counts = np.array([min(bound.count, _MOST_ALIKE) for bound in bounds], float)
+        precision, pull = np.full(limits.shape, 1 / _NOTHING), limits / _NOTHING
         for _ in range(_SWEEPS):
-            for one in range(limits.shape[1]):
-                others = np.concatenate((spread[:, :firm], widths), axis=1)
-                others[:, firm + one] = _NOTHING
-                seen = gaussian.known(covariance + _diagonals(others), np.concatenate((rest[:, :firm], values), axis=1))
-                here = firm + one
-                mean, variance = gaussian.predicted(seen, covariance[:, :, here, None], covariance[:, here, here, None])
-                values[:, one], widths[:, one] = _as_measured(
-                    mean[:, 0], variance[:, 0], self._noise, limits[:, one], bounds[one].count
-                )
-        return np.concatenate((rest[:, :firm], values), axis=1), np.concatenate((spread[:, :firm], widths), axis=1)
+            measured = np.concatenate((rest[:, :firm], pull / precision), axis=1)
+            widths = np.concatenate((spread[:, :firm], 1 / precision), axis=1)
+            seen = gaussian.known(covariance + _diagonals(widths), measured)
+            mean, variance = gaussian.predicted(seen, columns, variance_before)
+            # What is believed of each but for itself.
+            firmness = np.maximum(1 / np.maximum(variance, 1e-12) - precision, 1 / _NOTHING)
+            without = (mean / np.maximum(variance, 1e-12) - pull) / firmness
+            value, width = _as_measured(without, 1 / firmness, self._noise[:, None], limits, counts)
+            precision = (1 - _PACE) * precision + _PACE / width
+            pull = (1 - _PACE) * pull + _PACE * value / width
+        return (
+            np.concatenate((rest[:, :firm], pull / precision), axis=1),
+            np.concatenate((spread[:, :firm], 1 / precision), axis=1),
+        )
 
 
 def fit(seen: Seen, believed: Prior | None = None) -> JobClass | None:
@@ -151,20 +161,19 @@ def fit(seen: Seen, believed: Prior | None = None) -> JobClass | None:
     cpus, gpus = _axes(seen)
     floors_mb = {count: needs.mem_mb(count) for count in gpus}
     mem_mb = _mem_axis(seen, floors_mb)
-    grid = np.array([[cpu, gpu, mem] for cpu in cpus for gpu in gpus for mem in mem_mb], float)
-    means, doubts, deviations = belief.predicted(grid)
-    shape = (len(cpus), len(gpus), len(mem_mb))
-    firmness = 1 / np.maximum(doubts, _FIRMEST).reshape(shape) ** 2
-    falling = _falling(_falling(means.reshape(shape), firmness, axis=2), firmness, axis=0)
+    means, doubts, deviations = _over_memory(belief, cpus, gpus, np.array(mem_mb, float), _had_mb(seen))
+    firmness = 1 / np.maximum(doubts, _FIRMEST) ** 2
+    falling = _falling(_falling(means, firmness, axis=2), firmness, axis=0)
     falling = np.minimum.accumulate(falling, axis=2)  # the second pass may undo a little of the first
-    seconds = np.exp(falling + belief.noise**2 / 2).ravel()  # the mean of a log-normal time
+    # The mean of a log-normal time; beyond _WILD a tail that time limits cut off would be all of it.
+    seconds = np.exp(falling + min(belief.noise, _WILD) ** 2 / 2).ravel()
     able = [mem >= floors_mb[gpu] for _ in cpus for gpu in gpus for mem in mem_mb]
     model = SpeedModel(
         cpus=cpus,
         gpus=gpus,
         mem_mb=mem_mb,
         seconds=tuple(_short(value) if runs else None for value, runs in zip(seconds.tolist(), able, strict=True)),
-        log_std=tuple(_short(value) for value in deviations.tolist()),
+        log_std=tuple(_short(value) for value in deviations.ravel().tolist()),
     )
     return JobClass(seen.name, model, observations=seen.finished)
 
@@ -177,9 +186,9 @@ def _weight(row: Cell | Bound) -> float:
     return row.log_s.count if isinstance(row, Cell) else 1.0
 
 
-def _kept(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _kept(weights: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Shapes and noises that matter."""
-    order = np.argsort(-weights, axis=None)[:_MOST_KEPT]
+    order = np.argsort(-weights, axis=None)[:most]
     order = order[weights.ravel()[order] > _NEGLIGIBLE * weights.max()]
     shapes, noises = np.unravel_index(order, weights.shape)
     return np.asarray(shapes), np.asarray(noises)
@@ -198,23 +207,28 @@ def _diagonals(values: np.ndarray) -> np.ndarray:
 
 
 def _as_measured(
-    mean: np.ndarray, variance: np.ndarray, noise: np.ndarray, limit: np.ndarray, count: int
+    mean: np.ndarray, variance: np.ndarray, noise: np.ndarray, limit: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The measurement, and its variance, that move a belief [k] as ``count`` jobs do that took at least ``limit``."""
-    deviation = np.sqrt(np.maximum(variance, 1e-12))
-    highest = np.maximum(_REACH, (limit - mean) / deviation + _REACH / 2)
-    steps = -_REACH + (highest + _REACH)[:, None] * np.linspace(0.0, 1.0, _STEPS)[None]
-    at = mean[:, None] + deviation[:, None] * steps
-    longer = _HANGING + (1 - _HANGING) * peaks.below((at - limit[:, None]) / noise[:, None])
-    log_density = min(count, _MOST_ALIKE) * np.log(longer) - steps**2 / 2
-    density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
-    density /= density.sum(axis=1, keepdims=True)
-    moved = (density * at).sum(axis=1)
-    narrowed = np.maximum(1e-12, (density * (at - moved[:, None]) ** 2).sum(axis=1))
-    precision = 1 / narrowed - 1 / np.maximum(variance, 1e-12)
-    says = precision > 1 / _NOTHING
+    """The measurements, and their variances, that move beliefs [shape, bound] as jobs do that took at least ``limit``.
+
+    Args:
+        counts: float64 [bound] how many such jobs there were.
+    """
+    deviation = np.sqrt(variance)
+    beyond = (limit - mean) / deviation
+    highest = np.maximum(_REACH, np.minimum(beyond, _FARTHEST) + _REACH / 2)
+    steps = -_REACH + (highest + _REACH)[..., None] * np.linspace(0.0, 1.0, _STEPS)
+    at = mean[..., None] + deviation[..., None] * steps
+    longer = _HANGING + (1 - _HANGING) * peaks.below((at - limit[..., None]) / noise[..., None])
+    log_density = counts[:, None] * np.log(longer) - steps**2 / 2
+    density = np.exp(log_density - log_density.max(axis=-1, keepdims=True))
+    density /= density.sum(axis=-1, keepdims=True)
+    moved = (density * at).sum(axis=-1)
+    narrowed = np.maximum(1e-12, (density * (at - moved[..., None]) ** 2).sum(axis=-1))
+    precision = 1 / narrowed - 1 / variance
+    says = (precision > 1 / _NOTHING) & (beyond < _FARTHEST)  # farther off, the jobs hung
     width = np.where(says, 1 / np.where(says, precision, 1.0), _NOTHING)
-    value = np.where(says, width * (moved / narrowed - mean / np.maximum(variance, 1e-12)), mean)
+    value = np.where(says, width * (moved / narrowed - mean / variance), limit)
     return value, width
 
 
@@ -228,9 +242,31 @@ def _axes(seen: Seen) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return cpus, none + tuple(count for count in GPU_AXIS if count <= reach)
 
 
+def _over_memory(
+    belief: Belief, cpus: Sequence[int], gpus: Sequence[int], mem_mb: np.ndarray, had_mb: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, doubt and deviation [CPUs, GPUs, memory], each.
+
+    Log seconds are all but linear in log memory, so they are asked for at the ends alone of what jobs had; beyond those
+    more or less memory changes nothing.
+    """
+    ends = sorted({had_mb[0], had_mb[-1]}) if had_mb else [1]
+    asked = np.stack(belief.predicted([(cpu, gpu, mem) for cpu in cpus for gpu in gpus for mem in ends]))
+    asked = asked.reshape(3, len(cpus), len(gpus), len(ends))
+    first, last = asked[..., :1], asked[..., -1:]
+    reach = max(np.log(ends[-1] / ends[0]), _FIRMEST)
+    share = np.clip(np.log(np.maximum(1.0, mem_mb) / ends[0]) / reach, 0.0, 1.0)
+    mean, doubt, deviation = first + share * (last - first)
+    return mean, doubt, deviation
+
+
+def _had_mb(seen: Seen) -> list[int]:
+    return sorted({cell.mem_mb for cell in seen.cells if cell.mem_mb})
+
+
 def _mem_axis(seen: Seen, floors_mb: dict[int, int]) -> tuple[int, ...]:
     """The least that is needed on each number of GPUs, and what jobs had beyond where they had different amounts."""
-    had = sorted({cell.mem_mb for cell in seen.cells if cell.mem_mb})
+    had = _had_mb(seen)
     axis = set(floors_mb.values())
     if len(had) > 1:
         axis |= {mem for mem in (had[0], had[-1]) if mem > min(floors_mb.values())}
