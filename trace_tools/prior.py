@@ -43,7 +43,7 @@ OTHER_TYPE = 0.5
 """Doubt of how much faster another type of GPU is, in log seconds (Gavel's types differ by factors of 1 to 10)."""
 SHAPES = 96
 SEED = 20
-BASE = 12.0
+BASE = 4.0
 """How many families of measured curves the unweighted mixture counts for, so that nothing is ruled out."""
 ROUNDS = 200
 _NAME = "prior.json"

@@ -11,9 +11,9 @@ import msgspec
 
 from trace_tools.records import EndedJob
 
-MOST_CELLS = 64
+MOST_CELLS = 48
 """Amounts that are kept apart; beyond, those on which the fewest jobs ran are forgotten."""
-MOST_BOUNDS = 16
+MOST_BOUNDS = 8
 LASTING = 200.0
 """Jobs on the same amounts that are remembered: of more, the older ones fade."""
 _STEPS_PER_OCTAVE = 4
