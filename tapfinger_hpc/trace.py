@@ -237,9 +237,14 @@ def _parquet_header(path: Path) -> TraceHeader:
 
 def _parquet_jobs(path: Path) -> Iterator[TraceJob]:
     with _parquet(path).ParquetFile(path) as file:
+        count = 0
         for batch in file.iter_batches(16384):
             for row in batch.to_pylist():
-                yield msgspec.convert(row, TraceJob)
+                count += 1
+                try:
+                    yield msgspec.convert(row, TraceJob)
+                except msgspec.ValidationError as error:
+                    raise TraceError(f"trace {str(path)!r} job {count}: {error}") from error
 
 
 def _parquet(path: Path) -> Any:

@@ -327,6 +327,24 @@ def test_a_night_when_clocks_went_back_does_not_change_how_long_a_job_ran(tmp_pa
     assert item.ran.elapsed_s == 4200
 
 
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_amounts_that_cannot_be_meant_are_not_believed(tmp_path, name):
+    absurd = "9" * 15
+    rows = [
+        with_(JobID="1", ReqMem=f"{absurd}T", AllocTRES=f"cpu={absurd},mem={absurd}G,gres/gpu={absurd},node={absurd}"),
+        with_(JobID="2", ReqMem="900000Tc", AllocTRES="", NCPUS=absurd, NNodes=absurd),
+        with_(JobID="3", Timelimit="9999999999-00:00:00", Submit=absurd[:12], Start=absurd[:12]),
+        with_(JobID="4", Elapsed="99999999999999-00:00:00"),
+    ]
+    source = tmp_path / "sacct.txt"
+    source.write_text(lines(JOB, *rows))
+    convert([str(source)], tmp_path / name, Wanted())
+    read = {item.job.job_id: item for item in traces.read(tmp_path / name).jobs}
+    assert {"1", "2", "3", "123"} <= read.keys()
+    assert read["1"].ran.amounts.gpus == 0
+    assert read["3"].job.time_limit_s is None
+
+
 # Rows that stand for no job of their own.
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapfinger_hpc.errors import UnitError
+from tapfinger_hpc.state import MAX_AMOUNT
 from tapfinger_hpc.units import Mark, parse_mark
 from trace_tools import spelling
 from trace_tools.coded import Coded, examples, numbers, times
@@ -122,6 +123,7 @@ class _Rows:
         self._note("cpus-unknown", cpus == 0)
         cpus = np.maximum(cpus, 1)
         gpus, gpu_type = self._gpus(alloc, asked, nodes)
+        gpus = _first(gpus)
         asked_mem = _first(asked.mem_mb, self._asked_memory(nodes, cpus))
         submit = self._submits(submit, eligible, start)
         comment = self._coded("Comment")
@@ -353,9 +355,12 @@ class _Rows:
     def _asked_memory(self, nodes: np.ndarray, cpus: np.ndarray) -> np.ndarray:
         column = self._coded("ReqMem")
         read = column.read(spelling.asked_memory_mb, "memory-unreadable", self._tally, (0.0, ""))
-        amount = np.array([min(one[0], 2.0**40) for one in read], float)[column.codes] if read else np.zeros(0)
+        amount = (
+            np.array([min(one[0], float(MAX_AMOUNT)) for one in read], float)[column.codes] if read else np.zeros(0)
+        )
         per = np.array([" nc".index(one[1] or " ") for one in read], int)[column.codes] if read else np.zeros(0, int)
-        return np.ceil(amount * np.choose(per, (np.ones_like(nodes), nodes, cpus))).astype(np.int64)
+        asked = np.ceil(amount * np.choose(per, (np.ones_like(nodes), nodes, cpus)))
+        return np.where(asked <= MAX_AMOUNT, asked, 0).astype(np.int64)
 
     def _submits(self, submit: np.ndarray, eligible: np.ndarray, start: np.ndarray) -> np.ndarray:
         missing = np.isnan(submit)
@@ -370,7 +375,7 @@ class _Rows:
             if name in self._columns and np.isnan(seconds).any():
                 told = self._coded(name).numbers(spelling.limit_s, "limit-unreadable", self._tally)
                 seconds = np.where(np.isnan(seconds), told, seconds)
-        seconds[~(seconds > 0)] = np.nan
+        seconds[~((seconds > 0) & (seconds <= MAX_AMOUNT))] = np.nan
         return _whole(seconds)
 
     def _job_ids(self) -> pa.Array:
@@ -397,7 +402,7 @@ class _Rows:
 
     def _counts(self, name: str) -> np.ndarray:
         told = self._numbers(name, spelling.count, "tres-unreadable")
-        return np.minimum(np.nan_to_num(told, nan=0.0), 2.0**40).astype(np.int64)
+        return np.minimum(np.nan_to_num(told, nan=0.0), float(MAX_AMOUNT)).astype(np.int64)
 
     def _times(self, name: str) -> np.ndarray:
         column = self._columns.get(name)
@@ -405,7 +410,7 @@ class _Rows:
             return np.full(self._count, np.nan)
         parse = partial(spelling.time_s, zone=self._reading.zone)
         found = times(column, parse, self._reading.zone_name, "time-unreadable", self._tally)
-        found[found < (0 if self._reading.counts_from_zero else 1)] = np.nan
+        found[(found < (0 if self._reading.counts_from_zero else 1)) | (found > MAX_AMOUNT)] = np.nan
         return found
 
     def _tres(self, name: str) -> "_Tres":
@@ -462,7 +467,8 @@ def _het_jobs(jobs: Jobs, tally: Tally) -> Jobs:
             continue
         gone[row] = True
         for column in ("cpus", "gpus", "mem_mb", "nodes", "asked_cpus", "asked_gpus", "asked_mem_mb"):
-            getattr(jobs, column)[head] += getattr(jobs, column)[row]
+            values = getattr(jobs, column)
+            values[head] = min(int(values[head] + values[row]), MAX_AMOUNT)
         for column in ("elapsed_s", "rss_mb"):
             values = getattr(jobs, column)
             values[head] = max(values[head], values[row])
@@ -484,15 +490,15 @@ def _counted_gpus(text: str) -> tuple[int, str]:
 
 def _spread(values: list, column: Coded) -> np.ndarray:
     """One whole number for each row from one for each spelling; what cannot be meant counts as nothing."""
-    sane = [int(value) if value < 2**40 else 0 for value in values]
+    sane = [int(value) if value <= MAX_AMOUNT else 0 for value in values]
     return np.array(sane, np.int64)[column.codes] if sane else np.zeros(0, np.int64)
 
 
 def _first(*columns: np.ndarray) -> np.ndarray:
-    """Row by row, the first of these that is not 0."""
-    found = columns[0].astype(np.int64)
-    for column in columns[1:]:
-        found = np.where(found > 0, found, column.astype(np.int64))
+    """Row by row, the first of these that is an amount: above 0, and not beyond what can be meant."""
+    found = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        found = np.where((found <= 0) & (column > 0) & (column <= MAX_AMOUNT), column, found)
     return found
 
 
