@@ -107,13 +107,19 @@ def _as_it_ran_s(job: PendingJob, ran: Ran, amounts: Resources) -> float:
 
 @contextlib.contextmanager
 def whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """A place to write to that takes the name ``path`` only when all has gone well."""
+    """A place to write to that takes the name ``path`` only when all has gone well.
+
+    Raises:
+        TraceError: there is no such folder, no room, or no right to write.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise TraceError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -498,6 +498,31 @@ def test_what_holds_no_job_is_refused_and_nothing_is_written(tmp_path, data, sai
     assert sorted(each.name for each in tmp_path.iterdir()) == ["sacct.txt", "t.jsonl"]
 
 
+def test_a_source_is_not_written_over(tmp_path):
+    source = tmp_path / "sacct.txt"
+    source.write_text(lines(JOB))
+    with pytest.raises(TraceError, match="another name"):
+        convert([str(source)], source, Wanted())
+    assert source.read_text() == lines(JOB)
+
+
+def test_where_nothing_can_be_written_it_is_said(tmp_path):
+    source = tmp_path / "sacct.txt"
+    source.write_text(lines(JOB))
+    for name in ("t.jsonl", "t.parquet"):
+        with pytest.raises(TraceError, match="cannot be written: .*No such file"):
+            convert([str(source)], tmp_path / "nowhere" / name, Wanted())
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_a_trace_is_not_converted_again(tmp_path, name):
+    source = tmp_path / "sacct.txt"
+    source.write_text(lines(JOB))
+    convert([str(source)], tmp_path / name, Wanted())
+    with pytest.raises(TraceError, match="a trace already"):
+        convert([str(tmp_path / name)], tmp_path / "other.jsonl", Wanted())
+
+
 ROWS = st.lists(
     st.sampled_from(
         [JOB, BATCH, EXTERN, JOB.replace("123", "124_7"), JOB.replace("123", "9+0"), HEADER, "", "|||", "x"]

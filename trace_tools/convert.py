@@ -60,6 +60,9 @@ def convert(sources: Sequence[str], output: Path, wanted: Wanted, progress: Prog
     Raises:
         TraceError: a source cannot be read, is of no known kind, or nothing in them is a job that ended.
     """
+    for name in sources:
+        if Path(name).exists() and output.exists() and Path(name).samefile(output):
+            raise TraceError(f"{name!r} is the source and would be written over: give another name with -o")
     tally = Tally()
     made: list[TraceHeader] = []
 

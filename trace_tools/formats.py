@@ -51,6 +51,8 @@ def batches(source: Source, tally: Tally, how: How) -> tuple[Kind, Iterator[Colu
         raise TraceError(f"{source.name!r} cannot be unpacked: {tally.examples['cut-short'][-1]}")
     if not start:
         raise TraceError(f"{source.name!r} is empty: expected rows of sacct; `tapfinger trace collect` writes them")
+    if start.startswith(b"PAR1") or b'"tapfinger-trace"' in start[:256]:
+        raise TraceError(f"{source.name!r} is a trace already, or Parquet: `tapfinger trace check` looks into it")
     if start.lstrip()[:1] in (b"{", b"["):
         return JSON, read_json(source, tally)
     lines = _whole_lines(start)
