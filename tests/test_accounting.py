@@ -104,6 +104,8 @@ def test_a_comma_stands_between_fields_where_lists_with_commas_are_quoted(tmp_pa
     quoted = lines(JOB).replace('"', "").split("\n")
     rows = [",".join(f'"{cell}"' if "," in cell else cell for cell in row.split("|")) for row in quoted if row]
     assert jobs_of(tmp_path, "\n".join(rows)) == jobs_of(tmp_path, lines(JOB))
+    spaced = rows[0].replace(",", ", ")
+    assert jobs_of(tmp_path, "\n".join([spaced, *rows[1:]])) == jobs_of(tmp_path, lines(JOB))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -510,7 +512,7 @@ def test_where_nothing_can_be_written_it_is_said(tmp_path):
     source = tmp_path / "sacct.txt"
     source.write_text(lines(JOB))
     for name in ("t.jsonl", "t.parquet"):
-        with pytest.raises(TraceError, match="cannot be written: .*No such file"):
+        with pytest.raises(TraceError, match=r"cannot be written: .*No such file"):
             convert([str(source)], tmp_path / "nowhere" / name, Wanted())
 
 

@@ -51,7 +51,8 @@ trace.add_command(speed_cli.prior)
 def synth(jobs: int, seed: int, load: float, output: Path, as_sacct: bool) -> None:
     """Draw a workload of machine-learning jobs, as in the demo, and write it as JSON lines.
 
-    With --as-sacct: accounting of three rows a job (the job and two steps), to try and to measure `convert` with.
+    With --as-sacct: accounting of three rows a job (the job and two steps), to try and to measure `convert` with;
+    its load is that of docs/trace-format.md, whatever --load says.
     """
     if as_sacct:
         from trace_tools import synth_sacct

@@ -141,7 +141,7 @@ def of_header(line: str, following: str = "") -> Layout | None:
         return None
     first, second = words[0], words[1]
     between = line[line.index(first) + len(first) :]
-    delimiter = between[: between.index(second)].strip('"')
+    delimiter = between[: between.index(second)].strip('" ')
     if not delimiter or re.search(r"[\w\s.]", delimiter.replace("\t", "").replace("\x1f", "").replace("\x1e", "")):
         return None
     names = tuple(canonical(name) for name in line.split(delimiter))
