@@ -347,6 +347,19 @@ def test_amounts_that_cannot_be_meant_are_not_believed(tmp_path, name):
     assert read["3"].job.time_limit_s is None
 
 
+@pytest.mark.parametrize(
+    ("asked", "allocated"), [("gpu:tesla:2", ""), ("cpu=8,gres/gpu=4,node=2", "cpu=8,gres/gpu=4,node=2")]
+)
+def test_what_xdmod_keeps_has_no_header_and_either_of_two_fields_for_gpus(tmp_path, asked, allocated):
+    row = (
+        "12|12|hpc|gpu|normal|lab|lab|100|anna|500|2016-06-26T13:57:00|2016-06-26T13:57:00|2016-06-28T02:55:50|"
+        f"2016-06-28T03:55:50|01:00:00|0:0|COMPLETED|2|8|8|3000Mc|{asked}|{allocated}|3-00:00:00|n[01-02]|train"
+    )
+    (item,) = jobs_of(tmp_path, row + "\n")
+    assert (item.ran.amounts, item.ran.nodes, item.job.user) == (Resources(8, 4, 24000), 2, "anna")
+    assert (item.ran.elapsed_s, item.job.time_limit_s, item.ran.name) == (3600, 259200, "train")
+
+
 # Rows that stand for no job of their own.
 
 

@@ -95,6 +95,8 @@ _KNOWN_LAYOUTS = (
     "JobName User Account Partition NodeList NCPUS State Submit Start End Timelimit Elapsed CPUTime TotalCPU UserCPU "
     "SystemCPU ReqMem MaxRSS MaxDiskWrite MaxDiskRead MaxRSSNode MaxDiskWriteNode MaxDiskReadNode Comment",
 )
+_WITH_GRES = tuple(known.replace("ReqTRES", "ReqGRES") for known in _KNOWN_LAYOUTS if "ReqTRES" in known)
+"""The same of releases before 20.11, which had this field instead."""
 _DASHES = re.compile(r"\s*-{2,}(\s+-{2,})*\s*")
 
 
@@ -166,7 +168,7 @@ def of_content(lines: Sequence[str], delimiter: str = "") -> Layout | None:
     counts = Counter(line.count(delimiter) + 1 for line in lines)
     width = max(counts, key=lambda count: (counts[count], count))
     rows = [line.split(delimiter) for line in lines if line.count(delimiter) + 1 == width]
-    for known in _KNOWN_LAYOUTS:
+    for known in (*_KNOWN_LAYOUTS, *_WITH_GRES):
         names = tuple(name if name in USED else "" for name in known.split())
         if width in (len(names), len(names) + 1) and _holds(names + ("",) * (width - len(names)), rows):
             return Layout(names + ("",) * (width - len(names)), delimiter, quoted=delimiter == ",")
