@@ -5,6 +5,7 @@ its peak memory are its own.
 """
 
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -69,27 +70,32 @@ def accounting(jobs: int, seed: int, directory: Path | None, as_json: bool) -> N
 
 def measure(jobs: int, seed: int, directory: Path | None = None) -> Measured:
     """Makes accounting, converts it to either kind of file, and says what that took."""
-    from trace_tools.synth_sacct import write_sacct
-
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         source = Path(folder) / "sacct.txt"
-        write_sacct(source, jobs, seed)
+        # In a process of its own too: a child's peak memory begins with that of the process that starts it.
+        _run("synth", "--as-sacct", "--jobs", str(jobs), "--seed", str(seed), "-o", str(source))
         figures = tuple(_converted(source, Path(folder) / name, jobs) for name in ("trace.parquet", "trace.jsonl"))
         return Measured(jobs, 3 * jobs, round(source.stat().st_size / 1e6, 1), len(os.sched_getaffinity(0)), figures)
 
 
 def _converted(source: Path, output: Path, jobs: int) -> Figure:
-    begun = time.monotonic()
-    arguments = [sys.executable, "-m", "tapfinger_hpc.cli", "trace", "convert", str(source), "-o", str(output)]
-    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    child = os.posix_spawn(sys.executable, [*arguments, "--json"], os.environ, file_actions=quiet)
-    _, status, used = os.wait4(child, 0)
-    if status:
-        raise TraceError(f"converting {str(source)!r} ended with {os.waitstatus_to_exitcode(status)}; see above")
-    wall_s, cpu_s = time.monotonic() - begun, used.ru_utime + used.ru_stime
+    wall_s, used = _run("convert", str(source), "-o", str(output))
+    cpu_s = used.ru_utime + used.ru_stime
     size_mb = output.stat().st_size / 1e6
     output.unlink()
     return Figure(
         output.suffix.lstrip("."), round(wall_s, 2), round(cpu_s, 2), used.ru_maxrss // 1024,
         round(jobs / cpu_s), round(cpu_s * LARGE / jobs, 1), round(size_mb, 1),
     )  # fmt: skip
+
+
+def _run(*arguments: str) -> tuple[float, resource.struct_rusage]:
+    """Elapsed seconds of a command of ours, and what it used."""
+    begun = time.monotonic()
+    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    command = [sys.executable, "-m", "tapfinger_hpc.cli", "trace", *arguments]
+    child = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet)
+    _, status, used = os.wait4(child, 0)
+    if status:
+        raise TraceError(f"`trace {arguments[0]}` ended with {os.waitstatus_to_exitcode(status)}; see above")
+    return time.monotonic() - begun, used
