@@ -218,7 +218,7 @@ def test_the_shipped_policy_is_the_one_that_the_registry_makes() -> None:
     policy = registry.make("tapfinger")
     assert isinstance(policy, LearnedPolicy)
     assert policy.info == checkpoint.describe(checkpoint.DEFAULT)
-    assert policy.info.training.scenario == "random"
+    assert policy.info.training.scenario == "random,cluster"
     assert sum(file.stat().st_size for file in checkpoint.DEFAULT.iterdir()) < 2_000_000
 
 
