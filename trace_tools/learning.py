@@ -156,8 +156,9 @@ def write(learner: Learner, output: Path) -> tuple[JobClass, ...]:
     """Writes both files; the classes."""
     classes = learner.classes()
     learner.kept.classes = learner.all_seen()
-    _replace(kept_path(output), msgspec.json.encode(learner.kept))
-    _replace(output, msgspec.json.encode(classes))
+    for path, content in ((kept_path(output), learner.kept), (output, classes)):
+        with traces.whole_or_not_at_all(path) as partial:
+            partial.write_bytes(msgspec.json.encode(content))
     return classes
 
 
@@ -212,17 +213,3 @@ def _decoded(path: Path, kind):
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError) as error:
         raise TraceError(f"{str(path)!r} cannot be read: {error}; move it away to begin anew") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise TraceError(f"{str(path)!r} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
