@@ -5,12 +5,17 @@
 """
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from slurm_plugin.sandbox import Sandbox, SandboxSpec
 from slurm_plugin.sandbox.packages import why_not
+
+# A shell that starts the tests in the background has them ignore SIGINT, and so would all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SandboxFactory = Callable[[SandboxSpec], Sandbox]
 
