@@ -103,6 +103,7 @@ def test_without_the_pointer_an_agent_is_offered_its_oldest_task_that_fits():
             assert len(step.rows.row_of) == step.rows.count
 
 
+@pytest.mark.slow
 def test_without_bayes_the_winner_is_drawn_by_lot_and_the_same_state_draws_the_same():
     def winners(without: Without, seed: int) -> list[tuple[int, int]]:
         """(task, agent) of two agents that go for one task, the first of them surer by far."""

@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from trace_tools.bench import accounting
 
 
+@pytest.mark.slow
 def test_both_kinds_of_file_are_measured(tmp_path):
     done = CliRunner().invoke(accounting, ["--jobs", "300", "--dir", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output

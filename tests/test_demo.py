@@ -15,6 +15,7 @@ from tapfinger_hpc.state import Resources
 from tapfinger_hpc.units import Range, parse_mark
 
 
+@pytest.mark.slow
 def test_the_simulated_demo_writes_what_every_job_asked_for_was_given_and_took(tmp_path):
     file = tmp_path / "demo.json"
     command = [

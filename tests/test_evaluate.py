@@ -146,6 +146,7 @@ def test_the_command_compares_on_the_same_workloads_and_writes_all(tmp_path):
     assert {path.suffix for path in files[1].iterdir()} == {".svg", ".png"}
 
 
+@pytest.mark.slow
 def test_workers_and_their_number_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "SEEDS_OF_A_TASK", 2)
     found = []
@@ -233,6 +234,7 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_played(tmp_pat
         )
 
 
+@pytest.mark.slow
 def test_a_load_sweep_is_one_contest_for_each_load(tmp_path):
     file = tmp_path / "report.json"
     arguments = ["--scenario", "synthetic-3", "--policies", "fifo", "--seeds", "1", "--load", "0.4,0.8"]
@@ -267,6 +269,7 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_played(arguments, e
     assert expected in done.output
 
 
+@pytest.mark.slow
 def test_the_same_report_makes_the_same_figures(report, tmp_path):
     curve = plots.Curve("mine", np.arange(50.0), np.linspace(9, 3, 50))
     first, second = (plots.draw(report, tmp_path / name, [curve]) for name in ("first", "second"))

@@ -2,12 +2,15 @@
 
 from statistics import fmean
 
+import pytest
+
 from tapfinger_hpc import workload
 from tapfinger_hpc.policies import registry
 from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.run import replay
 
 
+@pytest.mark.slow
 def test_others_jobs_wait_no_longer_beside_ours_than_on_stock_slurm():
     spec, price = ClusterSpec.uniform(), registry.make("price")
     stock_waits, our_waits = [], []

@@ -223,6 +223,7 @@ class Checked:
         return decisions
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["fifo", "min", "price", "random"]))
 def test_on_any_cluster_and_workload_nodes_add_up_and_decisions_pass_the_guard(seed, name):

@@ -106,6 +106,7 @@ def interrupt(progress: course.Progress) -> None:
         raise Interrupted
 
 
+@pytest.mark.slow
 def test_a_course_on_clusters_that_was_interrupted_and_resumed_makes_the_same_weights(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sites, "workload", partial(sites.workload, tasks=20))
     config = CourseConfig(
