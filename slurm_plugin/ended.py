@@ -13,20 +13,8 @@ from slurm_plugin.parse import JobRecord
 from tapfinger_hpc.errors import SlurmError, UnitError
 from tapfinger_hpc.state import ClusterState, JobKey, Resources
 from tapfinger_hpc.units import Mark, parse_mark
-from trace_tools.records import EndedJob
+from trace_tools.records import SHORT, EndedJob
 
-STATES = {
-    "BF": "BOOT_FAIL",
-    "CA": "CANCELLED",
-    "CD": "COMPLETED",
-    "DL": "DEADLINE",
-    "F": "FAILED",
-    "NF": "NODE_FAIL",
-    "OOM": "OUT_OF_MEMORY",
-    "PR": "PREEMPTED",
-    "TO": "TIMEOUT",
-}
-"""squeue's short words for the states in which a job has ended."""
 PATIENCE_S = 240.0
 """Slurm forgets ended jobs after MinJobAge, 300 s unless configured."""
 MOST_AT_ONCE = 200
@@ -77,11 +65,11 @@ def record_of(
     record: JobRecord, requested: Resources | None = None, account: str = "", name: str = ""
 ) -> EndedJob | None:
     """What squeue says of a job that has ended; None of one that has not, that was requeued, or that never ran."""
-    if record.state not in STATES or not record.start_s or not record.end_s or record.end_s <= record.start_s:
+    if record.state not in SHORT or not record.start_s or not record.end_s or record.end_s <= record.start_s:
         return None
     return EndedJob(
         job_id=record.job_id,
-        state=STATES[record.state],
+        state=SHORT[record.state],
         elapsed_s=float(record.end_s - record.start_s),
         granted=record.amounts,
         requested=requested or record.amounts,

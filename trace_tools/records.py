@@ -30,6 +30,18 @@ ENDED = frozenset(
     }
 )
 """States in which a job has ended for good. All else is on its way, or a word that no Slurm release knows."""
+SHORT = {
+    "BF": "BOOT_FAIL",
+    "CA": "CANCELLED",
+    "CD": "COMPLETED",
+    "DL": "DEADLINE",
+    "F": "FAILED",
+    "NF": "NODE_FAIL",
+    "OOM": "OUT_OF_MEMORY",
+    "PR": "PREEMPTED",
+    "TO": "TIMEOUT",
+}
+"""Slurm's short words for those that it tells of a job of its own."""
 
 
 class EndedJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

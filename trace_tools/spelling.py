@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime, tzinfo
 
 from tapfinger_hpc import units
-from trace_tools.records import ENDED
+from trace_tools.records import ENDED, SHORT
 
 _EMPTY = frozenset({"", "unknown", "none", "n/a", "na", "nan", "null", "(null)", "invalid", "-", "none assigned"})
 _GOING_ON = frozenset(
@@ -33,23 +33,15 @@ _GOING_ON = frozenset(
 )
 REQUEUED = "REQUEUED"
 _SHORT = {
-    "BF": "BOOT_FAIL",
-    "CA": "CANCELLED",
-    "CD": "COMPLETED",
+    **SHORT,
     "CF": "CONFIGURING",
     "CG": "COMPLETING",
-    "DL": "DEADLINE",
-    "F": "FAILED",
-    "NF": "NODE_FAIL",
-    "OOM": "OUT_OF_MEMORY",
     "PD": "PENDING",
-    "PR": "PREEMPTED",
     "R": "RUNNING",
     "RQ": REQUEUED,
     "RS": "RESIZING",
     "RV": "REVOKED",
     "S": "SUSPENDED",
-    "TO": "TIMEOUT",
     # Other schedulers, in lists that are not Slurm's.
     "PASS": "COMPLETED",
     "SUCCEEDED": "COMPLETED",
