@@ -5,6 +5,7 @@ types or a ServerError with the reason, within the configured time.
 """
 
 import http.client
+import re
 import socket
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 
 from tapfinger_hpc import wire
 from tapfinger_hpc.config import Config, ServerConfig
-from tapfinger_hpc.errors import ServerError
+from tapfinger_hpc.errors import ConfigError, ServerError
 from tapfinger_hpc.state import ClusterState
 from tapfinger_hpc.wire import DecideResponse, Health, Problem
 
@@ -33,6 +34,9 @@ class PolicyClient:
 
     @classmethod
     def from_config(cls, config: Config) -> "PolicyClient":
+        """Raises ConfigError where the configuration names no server that could be asked."""
+        if why := _why_unreachable(config.server):
+            raise ConfigError(why)
         return cls(config.server)
 
     def decide(self, state: ClusterState) -> DecideResponse:
@@ -112,6 +116,18 @@ class _Connection(http.client.HTTPConnection):
         opened.deadline_s = self._deadline_s
         opened.settimeout(opened.left_s())
         opened.connect(address)
+
+
+def _why_unreachable(server: ServerConfig) -> str:
+    if server.socket:
+        return ""
+    if not server.tcp:
+        return "server.socket and server.tcp are both empty: there is no policy server to ask"
+    if not re.fullmatch(r".+:\d{1,5}", server.tcp):
+        return f"server.tcp {server.tcp!r}: expected host:port, such as 127.0.0.1:8642"
+    if not server.token_file:
+        return "server.tcp needs server.token_file: the server answers nobody without the token"
+    return ""
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

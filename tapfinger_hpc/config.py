@@ -1,21 +1,22 @@
 """The one configuration: read once from TOML, typed, passed down. No other module reads the environment.
 
-Every default stands here beside its unit. Unknown keys and wrong values are refused with the key's name.
+Every default stands here beside its unit. Whatever is wrong is told at once, and then nothing starts.
 """
 
-import difflib
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from tapfinger_hpc import config_check
 from tapfinger_hpc.errors import ConfigError, UnitError
 from tapfinger_hpc.units import Mark, mark_of
 
 Mode = Literal["observe", "advise", "enforce"]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,24 +97,28 @@ def load(path: Path | None) -> Config:
     """The configuration in this file; without a path that of /etc/tapfinger, or the defaults where there is none.
 
     Raises:
-        ConfigError: names the file and the key that cannot be used, and the nearest known one.
+        ConfigError: names the file and, of each mistake, line and key, with the nearest right one.
     """
-    if path is None:
-        if not DEFAULT_PATH.exists():
+    text = _text(path or DEFAULT_PATH)
+    if text is None:
+        if path is None:
             return Config()
-        path = DEFAULT_PATH
+        raise ConfigError(f"configuration {str(path)!r} cannot be read: No such file or directory")
+    return parse(text, path or DEFAULT_PATH)
+
+
+def parse(text: str, path: Path) -> Config:
+    """The configuration in this text; ``path`` is where it comes from. Raises ConfigError as ``load`` does."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {str(path)!r} is not TOML: {error}") from error
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _refusal(path, [config_check.not_toml(text, str(error))]) from error
     try:
         config = msgspec.convert(content, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"configuration {str(path)!r}: {error}{_nearest(str(error))}") from error
-    for name, partition in config.partitions.items():
-        _check_ranges(path, name, partition)
+        raise _refusal(path, config_check.mistakes(text, content, Config)) from error
+    if wrong := dict(_wrong_ranges(config)):
+        raise _refusal(path, config_check.located(text, wrong))
     return config
 
 
@@ -122,21 +127,27 @@ def partition_mark(partition: PartitionConfig) -> Mark:
     return mark_of({key: value for key in ("gpus", "cpus", "mem") if (value := getattr(partition, key))})
 
 
-def _check_ranges(path: Path, name: str, partition: PartitionConfig) -> None:
+def _text(path: Path) -> str | None:
+    """What the file holds; None where there is none."""
     try:
-        partition_mark(partition)
-    except UnitError as error:
-        raise ConfigError(f"configuration {str(path)!r}: partitions.{name}: {error}") from error
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration {str(path)!r} is not TOML, which is UTF-8: {error}") from error
 
 
-def _nearest(message: str) -> str:
-    """The nearest known key, where the message is about an unknown one."""
-    if "unknown field" not in message:
-        return ""
-    unknown = message.split("`")[1] if "`" in message else ""
-    known = [field.name for kind in (Config, *_SECTIONS) for field in msgspec.structs.fields(kind)]
-    near = difflib.get_close_matches(unknown, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(set(known)))}"
+def _refusal(path: Path, mistakes: Sequence[config_check.Mistake]) -> ConfigError:
+    """One line for each mistake, as compilers write them: editors jump to such places."""
+    return ConfigError("\n".join(f"configuration {path}:{mistake}" for mistake in mistakes))
 
 
-_SECTIONS = (ServerConfig, AgentConfig, SlurmConfig, PartitionConfig)
+def _wrong_ranges(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name, partition in config.partitions.items():
+        for key in ("gpus", "cpus", "mem"):
+            try:
+                mark_of({key: value} if (value := getattr(partition, key)) else {})
+            except UnitError as error:
+                yield ("partitions", name, key), str(error)

@@ -13,8 +13,8 @@ import pytest
 
 from slurm_plugin import client as clients
 from slurm_plugin.client import PolicyClient
-from tapfinger_hpc.config import ServerConfig
-from tapfinger_hpc.errors import ServerError
+from tapfinger_hpc.config import Config, ServerConfig
+from tapfinger_hpc.errors import ConfigError, ServerError
 from tapfinger_hpc.state import ClusterState
 from tapfinger_hpc.wire import DecideResponse, PolicyInfo
 
@@ -183,3 +183,18 @@ def test_no_server_is_an_error_with_the_address(tmp_path: Path) -> None:
     for gone in (tmp_path / "none", tmp_path / ("x" * 150)):
         with pytest.raises(ServerError, match=str(tmp_path)):
             PolicyClient(ServerConfig(socket=str(gone))).health()
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        (ServerConfig(socket=""), "both empty"),
+        (ServerConfig(socket="", tcp="8642", token_file="/etc/token"), "expected host:port"),
+        (ServerConfig(socket="", tcp="127.0.0.1:8642"), "needs server.token_file"),
+    ],
+)
+def test_a_configuration_without_a_server_that_could_be_asked_is_refused_at_once(
+    server: ServerConfig, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        PolicyClient.from_config(Config(server=server))
