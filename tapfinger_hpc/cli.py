@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "slurm_plugin.demo.cli:demo",
     "evaluate": "tapfinger_hpc.sim.cli:evaluate",
     "explain": "slurm_plugin.cli:explain",
+    "install": "slurm_plugin.install.cli:install",
     "janitor": "slurm_plugin.cli:janitor",
     "learn": "slurm_plugin.cli:learn",
     "profile": "slurm_plugin.cli:profile",
@@ -25,6 +26,7 @@ COMMANDS = {
     "trace": "trace_tools.cli:trace",
     "train": "tapfinger_hpc.training.cli:train",
     "tune": "tapfinger_hpc.policies.compiled.tune_cli:tune",
+    "uninstall": "slurm_plugin.install.cli:uninstall",
 }
 """Where each subcommand is. Strings, so that nothing is imported before it is called."""
 
@@ -37,6 +39,7 @@ SUMMARIES = {
     "demo": "Run the same jobs on stock Slurm and with TapFinger.",
     "evaluate": "Compare policies on the same simulated workloads.",
     "explain": "Say what was decided for a job, and why.",
+    "install": "Put TapFinger on this Slurm controller.",
     "janitor": "Free jobs that a dead agent left pinned (one shot).",
     "learn": "Learn job classes from the jobs that the agent saw end.",
     "profile": "Run a script where the model of its job class is least sure.",
@@ -47,6 +50,7 @@ SUMMARIES = {
     "trace": "Make and check workload traces.",
     "train": "Train a policy.",
     "tune": "Tune the price heuristic for a scenario.",
+    "uninstall": "Take TapFinger off again, without a trace.",
 }
 """One line each for ``tapfinger --help``, kept here because reading them there would import everything."""
 

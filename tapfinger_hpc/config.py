@@ -29,6 +29,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_file: str = ""
     """File with the bearer token for TCP, readable by its owner only."""
     policy: str = "tapfinger"
+    """Who answers: fifo, min, random, price or tapfinger."""
     fallback: str = "price"
     """Policy that answers where the checkpoint cannot be loaded."""
     checkpoint: str = ""
@@ -51,6 +52,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_hold_s: Annotated[int, Meta(ge=1)] = 14400
     """A job that waited this long is given to Slurm as it is."""
     journal: str = "/var/lib/tapfinger/journal.sqlite"
+    """Intents, decisions and outcomes."""
     disable_file: str = "/run/tapfinger/disabled"
     """While this file exists nothing is changed."""
     hook_file: str = "/run/tapfinger/hook"
@@ -65,9 +67,11 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Makes every batch job of a partition managed, with these ranges unless the job declares its own."""
 
     gpus: str = ""
+    """Range in the words of the job comment: ``1-4``; "" keeps what the job asks for."""
     cpus: str = ""
+    """Range of CPUs: ``2-16``."""
     mem: str = ""
-    """Ranges in the words of the job comment: ``1-4``, ``4G-32G``; "" keeps what the job asks for."""
+    """Range of memory: ``4G-32G``."""
 
 
 class SlurmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

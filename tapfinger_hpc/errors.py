@@ -39,3 +39,7 @@ class SandboxError(TapfingerError):
 
 class ScenarioError(TapfingerError):
     """A scenario that is not known, or whose data cannot be read."""
+
+
+class InstallError(TapfingerError):
+    """TapFinger could not be installed on this machine, or not be taken off it."""

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_plugin.hookconf import HookPartition, render
+from slurm_plugin.install import hook as hook_files
 from tapfinger_hpc.config import PartitionConfig
 from tapfinger_hpc.errors import UnitError
 from tapfinger_hpc.units import parse_mark
@@ -753,31 +754,50 @@ def test_an_update_passes_where_the_guard_itself_fails(hook):
     assert "an update passes" in hook.said("error")[0]
 
 
-# job_submit.lua for a site without one.
+# Who calls the module: our own job_submit.lua, one line in a site's own, or a module of lua_job_submit_d.
+
+CALLERS = ("ours", "the site's own", "modules")
 
 
-def load_job_submit(lua: str, folder: Path):
+def load_job_submit(lua: str, folder: Path, caller: str, sites_own: str = "return slurm.SUCCESS"):
     runtime = importlib.import_module(f"lupa.{lua}").LuaRuntime()
     runtime.execute(SLURM, NOW_S)
-    shutil.copy(LUA_FOLDER / "job_submit.lua", folder)
-    assert runtime.globals().dofile(str(folder / "job_submit.lua")) == 0
+    script = folder / hook_files.SCRIPT
+    if caller == "ours":
+        script.write_text(hook_files.script(str(folder)).text)
+    elif caller == "the site's own":
+        functions = "".join(f"function slurm_job_{name}(...) {sites_own} end\n" for name in ("submit", "modify"))
+        script.write_text(f"{functions}{hook_files.line_for(str(folder))}\nreturn slurm.SUCCESS\n")
+    else:
+        module = folder / hook_files.MODULES_FOLDER / hook_files.MODULES_CALLER
+        module.parent.mkdir()
+        module.write_text(hook_files.modules_caller(str(folder)).text)
+        script.write_text(f"for name, f in pairs(dofile('{module}')) do _G[name] = f end\nreturn slurm.SUCCESS\n")
+    assert runtime.globals().dofile(str(script)) == 0
     return runtime
 
 
-def test_the_sites_script_hands_over_to_the_module_beside_it(lua, tmp_path):
-    Hook(lua, tmp_path)
-    runtime = load_job_submit(lua, tmp_path)
+def submitted(runtime, comment: str = "tapfinger"):
     fields = runtime.table_from({name: value for name, value in STOCK.items() if value is not None})
-    fields.comment = "tapfinger"
+    fields.comment = comment
     fields.environment = runtime.table_from({})
     partitions = runtime.table_from({"pa": runtime.table_from({"flag_default": 1})})
-    assert runtime.globals().slurm_job_submit(fields, partitions, 1000) == 0
+    return runtime.globals().slurm_job_submit(fields, partitions, 1000), fields
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_the_sites_script_hands_over_to_the_module(lua, tmp_path, caller):
+    Hook(lua, tmp_path)
+    runtime = load_job_submit(lua, tmp_path, caller)
+    code, fields = submitted(runtime)
+    assert code == 0
     assert fields.begin_time == NOW_S + 60
     change = runtime.table_from({"begin_time": NOW_S})
     record = runtime.table_from({"user_id": 1000, "admin_comment": fields.admin_comment})
-    assert runtime.globals().slurm_job_modify(change, record, partitions, 1000) == 2002
+    assert runtime.globals().slurm_job_modify(change, record, runtime.table_from({}), 1000) == 2002
 
 
+@pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize(
     "module",
     [
@@ -791,12 +811,34 @@ def test_the_sites_script_hands_over_to_the_module_beside_it(lua, tmp_path):
         "return { submit = function() return 'no' end, modify = function() return {} end }",
     ],
 )
-def test_where_the_module_is_missing_or_broken_the_sites_script_lets_jobs_pass(lua, tmp_path, module):
+def test_where_the_module_is_missing_or_broken_the_sites_script_lets_jobs_pass(lua, tmp_path, module, caller):
     if module is not None:
         (tmp_path / "tapfinger.lua").write_text(module)
-    runtime = load_job_submit(lua, tmp_path)
+    runtime = load_job_submit(lua, tmp_path, caller)
     assert runtime.globals().slurm_job_submit(runtime.table_from({}), None, 1000) == 0
     assert runtime.globals().slurm_job_modify(runtime.table_from({}), None, None, 1000) == 0
+
+
+def test_a_job_that_the_sites_own_script_refuses_stays_refused_and_untouched(lua, tmp_path):
+    Hook(lua, tmp_path)
+    code, fields = submitted(load_job_submit(lua, tmp_path, "the site's own", "return slurm.ERROR"))
+    assert code == -1
+    assert fields.begin_time == 0
+
+
+def test_a_site_function_that_returns_nothing_lets_the_job_pass_on(lua, tmp_path):
+    Hook(lua, tmp_path)
+    code, fields = submitted(load_job_submit(lua, tmp_path, "the site's own", ""))
+    assert code is None
+    assert fields.begin_time == NOW_S + 60
+
+
+def test_the_line_given_twice_counts_once(lua, tmp_path):
+    Hook(lua, tmp_path)
+    runtime = load_job_submit(lua, tmp_path, "the site's own")
+    runtime.execute(hook_files.line_for(str(tmp_path)))
+    _, fields = submitted(runtime)
+    assert fields.admin_comment.count("tapfinger") == 1
 
 
 # The wake-up: a real socket library, a real process.

@@ -3,10 +3,10 @@
 -- request is written in the one form that the agent can change later. Everything else, and everything while the agent
 -- is not in charge, passes untouched. Decides nothing and waits for nothing: slurmctld stands still while it runs.
 --
---   local found, tapfinger = pcall(dofile, "/usr/share/tapfinger/tapfinger.lua")
---   in slurm_job_submit:  if found then pcall(tapfinger.submit, job_desc, part_list, submit_uid) end
---   in slurm_job_modify:  local ok, code = pcall(tapfinger.modify, job_desc, job_rec, part_list, modify_uid)
---                         if ok and code then return code end
+--   pcall(function() dofile("/etc/slurm/tapfinger.lua").join() end)
+--
+-- at the end of a site's job_submit.lua, after its functions and before its last return. In place of it a script may
+-- call tapfinger.submit and tapfinger.modify itself, under pcall.
 --
 -- Runs on Lua 5.1 to 5.4. Reads tapfinger_conf.lua beside it once, when it is loaded.
 
@@ -541,6 +541,23 @@ function tapfinger.modify(job_desc, job_rec, part_list, modify_uid)
   -- Slurm up to 23.02 writes this to its own log only.
   pcall(slurm.log_user, "%s", "tapfinger: " .. why)
   return slurm.ESLURM_ACCESS_DENIED or ESLURM_ACCESS_DENIED
+end
+
+
+-- For a site's own job_submit.lua: jobs and updates that its functions let pass go on to the two above.
+function tapfinger.join()
+  if rawget(_G, "tapfinger_joined") then return end
+  tapfinger_joined = true
+  for name, ours in pairs({ slurm_job_submit = tapfinger.submit, slurm_job_modify = tapfinger.modify }) do
+    local sites = _G[name]
+    _G[name] = function(...)
+      local code = slurm.SUCCESS
+      if sites then code = sites(...) end
+      if code ~= nil and code ~= slurm.SUCCESS then return code end
+      local ok, refused = pcall(ours, ...)
+      return ok and refused or code
+    end
+  end
 end
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from slurm_plugin import hookconf
+from slurm_plugin.install import hook
 from slurm_plugin.sandbox import conf
 from slurm_plugin.sandbox.layout import Layout
 from slurm_plugin.sandbox.register import PortBlock
@@ -20,7 +21,6 @@ from tapfinger_hpc import config
 from tapfinger_hpc.errors import SandboxError
 
 _SAFE_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
-_LUA = Path(__file__).parents[1] / "lua"
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,9 +146,9 @@ def write_hook(layout: Layout, spec: SandboxSpec) -> None:
         agent_uid=os.geteuid(),
         gres_separator="",
     )
-    _write(layout.etc / "tapfinger_conf.lua", site_file)
-    for script in sorted(_LUA.glob("*.lua"), key=lambda script: script.name == "job_submit.lua"):
-        _write(layout.etc / script.name, script.read_text(encoding="utf-8"))
+    etc = str(layout.etc)
+    for file in (*hook.module_files(etc, site_file), hook.script(etc)):
+        _write(Path(file.path), file.text, file.mode)
 
 
 def this_host(resolve: Callable[[str], str] = socket.gethostbyname) -> conf.Host:
