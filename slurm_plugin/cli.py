@@ -1,4 +1,4 @@
-"""The commands ``agent``, ``janitor``, ``status``, ``explain``, ``learn`` and ``profile``."""
+"""The commands ``agent``, ``doctor``, ``janitor``, ``status``, ``explain``, ``learn`` and ``profile``."""
 
 import logging
 import signal
@@ -201,6 +201,28 @@ def janitor(config_file: Path | None, force: bool, as_json: bool) -> None:
         if report.acted and not report.repairs:
             click.echo("no job is pinned")
     if report.failed:
+        sys.exit(3)
+
+
+@click.command()
+@_CONFIG
+@_JSON
+def doctor(config_file: Path | None, as_json: bool) -> None:
+    """Check Slurm, hook, agent and server; one line each, with what to do. Changes nothing.
+
+    Best as root on the controller. Exit status: 0 nothing fails (there may be warnings), 3 something fails, 1 the
+    configuration cannot be used.
+    """
+    from slurm_plugin import views
+    from slurm_plugin.doctor import examine
+
+    config = configuration.load(config_file)
+    found = examine(config, config_file or configuration.DEFAULT_PATH, named=config_file is not None)
+    if as_json:
+        _print_json(found)
+    else:
+        views.show_diagnosis(found)
+    if not found.healthy:
         sys.exit(3)
 
 

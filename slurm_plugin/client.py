@@ -17,7 +17,7 @@ from tapfinger_hpc import wire
 from tapfinger_hpc.config import Config, ServerConfig
 from tapfinger_hpc.errors import ConfigError, ServerError
 from tapfinger_hpc.state import ClusterState
-from tapfinger_hpc.wire import DecideResponse, Health, Problem
+from tapfinger_hpc.wire import DecideResponse, Health, PolicyDescription, Problem
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """Some 30,000 decisions with their runners-up."""
@@ -50,6 +50,10 @@ class PolicyClient:
     def health(self) -> Health:
         """That the server lives. Raises ServerError where it does not."""
         return self._ask("GET", wire.HEALTH, None, Health)
+
+    def policy(self) -> PolicyDescription:
+        """What the server decides with. Raises ServerError where it does not answer."""
+        return self._ask("GET", wire.POLICY, None, PolicyDescription)
 
     def _ask(self, method: str, path: str, body: bytes | None, kind: type[_T]) -> _T:
         deadline_s = time.monotonic() + self._server.timeout_s

@@ -293,6 +293,11 @@ class Journal:
         """The latest notes about the agent itself, oldest first."""
         return self._notes("where job_id = '' order by note_id desc limit ?", (most,))[::-1]
 
+    def damage(self) -> str:
+        """What SQLite finds wrong in the file; "" where all is well."""
+        (finding,) = self._connection.execute("pragma quick_check(1)").fetchone()
+        return "" if finding == "ok" else finding
+
     def counts(self) -> dict[str, int]:
         """How many intents are in each state."""
         return dict(self._connection.execute("select state, count(*) from intents group by state"))
@@ -390,9 +395,8 @@ def _opened(path: Path) -> sqlite3.Connection:
     # Statements begin their transactions themselves; the agent uses it from one thread.
     connection = sqlite3.connect(path, timeout=5, isolation_level=None)
     try:
-        (finding,) = connection.execute("pragma quick_check(1)").fetchone()
-        if finding != "ok":
-            raise sqlite3.DatabaseError(finding)
+        if damage := Journal(connection).damage():
+            raise sqlite3.DatabaseError(damage)
         _check_version(connection, path)
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma cache_size = -2000")

@@ -1,13 +1,15 @@
-"""The status as tables for a terminal (rich)."""
+"""What commands found, for a terminal (rich)."""
 
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from slurm_plugin.report import Status, local
 
 if TYPE_CHECKING:
+    from slurm_plugin.doctor import Diagnosis
     from slurm_plugin.profile import Step
 
 
@@ -28,6 +30,19 @@ def show_status(found: Status) -> None:
     console.print(table)
     for note in found.notes[-6:]:
         console.print(f"{local(note.at_s)}  {note.kind}: {note.text}", style="dim", soft_wrap=True)
+
+
+def show_diagnosis(found: "Diagnosis") -> None:
+    """Prints one line for each check, and below it what to do where something is wrong."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    colours = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+    for check in found.checks:
+        word = "FAIL" if check.status == "fail" else check.status
+        console.print(Text.assemble((f"{word:<4}", colours[check.status]), f"  {check.name:<16}  {check.said}"))
+        if check.fix:
+            console.print(f"      fix: {check.fix}")
+    count = {status: sum(check.status == status for check in found.checks) for status in colours}
+    console.print(", ".join(f"{number} {status}" for status, number in count.items() if number))
 
 
 def show_curve(step: "Step") -> None:

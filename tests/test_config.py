@@ -108,6 +108,7 @@ def test_a_missing_file_is_an_error_where_it_was_named(tmp_path):
     "command",
     [
         ["agent", "--once"],
+        ["doctor"],
         ["explain", "1"],
         ["janitor"],
         ["learn"],
