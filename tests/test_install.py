@@ -201,7 +201,7 @@ def test_a_broken_configuration_stops_everything(tree):
     toml.parent.mkdir()
     toml.write_text("[agent]\nmodus = 'enforce'\n")
     before = snapshot(tree)
-    with pytest.raises(ConfigError, match="did you mean agent.mode"):
+    with pytest.raises(ConfigError, match=r"did you mean agent\.mode"):
         installed(tree)
     assert snapshot(tree) == before
 

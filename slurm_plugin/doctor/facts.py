@@ -22,6 +22,7 @@ from slurm_plugin.cluster import SlurmCluster
 from slurm_plugin.commands import Answer, Runner, SlurmCommands
 from slurm_plugin.doctor.places import Place, User, look, mounts, user
 from slurm_plugin.hookfile import SignOfLife
+from slurm_plugin.install import hook
 from slurm_plugin.journal import Journal, JournalError
 from slurm_plugin.naming import Names
 from tapfinger_hpc import __version__
@@ -31,12 +32,8 @@ from tapfinger_hpc.errors import ServerError, SlurmError
 from tapfinger_hpc.state import ClusterState, PendingJob, Resources
 from tapfinger_hpc.wire import Health, PolicyDescription
 
-SHIPPED = Path(__file__).parents[1] / "lua"
-"""The hook as this release has it."""
 MADE_UP = "doctor"
 """Name of the job that is made up for a dry decision while nobody waits."""
-MODULES_FOLDER = "lua_job_submit_d"
-"""Of sites that combine several scripts with NVIDIA's slurm-lua-jobsubmit-framework."""
 _LOG_BYTES = 2 * 1024 * 1024
 _LOG_LINES = 200
 _LOG_WORTH = re.compile(r"tapfinger|job_submit|processing time")
@@ -222,7 +219,7 @@ def logged_s(stamp: str, unknown_s: float) -> float:
 def module_path(script: str, folder: str) -> str:
     """The path of tapfinger.lua that a site's own script names; beside the script where it names none."""
     named = re.search(r"""["'](/[^"'\n]*tapfinger\.lua)["']""", script)
-    return named[1] if named else f"{folder}/tapfinger.lua"
+    return named[1] if named else f"{folder}/{hook.MODULE}"
 
 
 def _ask(run: Runner, *argv: str) -> Said:
@@ -289,10 +286,10 @@ def _hook(slurm_conf: str) -> Hook | None:
     if not slurm_conf:
         return None
     folder = str(Path(slurm_conf).parent)
-    script = f"{folder}/job_submit.lua"
+    script = f"{folder}/{hook.SCRIPT}"
     script_text = _text(script)
     module = module_path(script_text, folder)
-    site = str(Path(module).with_name("tapfinger_conf.lua"))
+    site = str(Path(module).with_name(hook.SITE_FILE))
     return Hook(
         script=look(script),
         script_text=script_text,
@@ -300,9 +297,9 @@ def _hook(slurm_conf: str) -> Hook | None:
         module_text=_text(module),
         site=look(site),
         site_text=_text(site),
-        modules_caller=_modules_caller(Path(folder) / MODULES_FOLDER),
-        shipped_script=_text(str(SHIPPED / "job_submit.lua")),
-        shipped_module=_text(str(SHIPPED / "tapfinger.lua")),
+        modules_caller=_modules_caller(Path(folder) / hook.MODULES_FOLDER),
+        shipped_script=_text(str(hook.LUA / hook.SCRIPT)),
+        shipped_module=_text(str(hook.LUA / hook.MODULE)),
     )
 
 

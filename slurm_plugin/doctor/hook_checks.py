@@ -4,11 +4,15 @@ Nearly all that goes wrong here does so in silence: jobs pass as if there were n
 """
 
 import re
+from pathlib import Path
 
 from slurm_plugin.doctor.check import Check, fail, needed_to_enforce, ok, skip, warn
-from slurm_plugin.doctor.facts import MODULES_FOLDER, SHIPPED, Facts, Hook, logged_s, settings_of
+from slurm_plugin.doctor.facts import Facts, Hook, logged_s, settings_of
 from slurm_plugin.doctor.places import READ, WRITE, owner, slow_disk
-from tapfinger_hpc.state import ClusterState, Resources
+from slurm_plugin.install import hook as hook_files
+from slurm_plugin.install.site import hook_partitions
+from tapfinger_hpc.config import Config
+from tapfinger_hpc.state import ClusterState
 
 INSTALL = "tapfinger install"
 KNOWN_LUA = ("5.1", "5.2", "5.3", "5.4")
@@ -57,17 +61,18 @@ def script(facts: Facts) -> Check:
         return fail(name, f"{path} ({who}) can be changed by others", f"chown root:root {path}; chmod 0644 {path}")
     if hook.script_text == hook.shipped_script:
         return ok(name, f"{path} is TapFinger's own")
+    add = f"add at its end: {hook_files.line_for(str(Path(hook.module.path).parent))}"
     calls = "\n".join(line for line in hook.script_text.splitlines() if not line.lstrip().startswith("--"))
-    if hook.modules_caller and MODULES_FOLDER in calls:
+    if hook.modules_caller and hook_files.MODULES_FOLDER in calls:
         return ok(name, f"{path} is the site's own; {hook.modules_caller} calls TapFinger")
     if "tapfinger" not in calls:
         said = f"{path} is the site's own, and does not call TapFinger"
-        return needed_to_enforce(facts.config, name, said, f"add the line that `{INSTALL} --dry-run` shows")
+        return needed_to_enforce(facts.config, name, said, add)
     if not re.search(r"\bjoin\b|\bmodify\b", calls):
         return warn(
             name,
             f"{path} is the site's own; it asks TapFinger at submissions, but not at updates: users can end leases",
-            f"add the line that `{INSTALL} --dry-run` shows",
+            add,
         )
     return ok(name, f"{path} is the site's own, and calls TapFinger")
 
@@ -79,7 +84,7 @@ def module(facts: Facts) -> Check:
     if hook is None:
         return skip(name, facts.asked_config.why)
     path = hook.module.path
-    renew = f"cp {SHIPPED / 'tapfinger.lua'} {path}; chmod 0644 {path}; touch {hook.script.path}"
+    renew = f"cp {hook_files.LUA / hook_files.MODULE} {path}; chmod 0644 {path}; touch {hook.script.path}"
     if hook.module.entry is None:
         return needed_to_enforce(facts.config, name, f"{path}: {hook.module.why}: all jobs pass untouched", renew)
     for place in (hook.module, hook.site):
@@ -119,7 +124,7 @@ def site(facts: Facts) -> Check:
     if wrong:
         said = f"partition {', '.join(wrong)} is managed for one of hook and configuration, not for the other"
         return needed_to_enforce(facts.config, name, said, INSTALL)
-    changed = _changed_partitions(facts.state, partitions) if facts.state else []
+    changed = _changed_partitions(facts.state, facts.config, partitions) if facts.state else []
     if changed:
         return warn(name, f"it does not know {', '.join(changed)} as Slurm has them: jobs are left to Slurm", INSTALL)
     if told["wake_socket"] != agent.wake_socket:
@@ -177,7 +182,7 @@ def _install_script(facts: Facts, hook: Hook) -> str:
     plugins = settings_of(facts.asked_config.text).get("JobSubmitPlugins", "")
     if "lua" in plugins.split(",") and hook.module.entry is not None:
         # It is asked for and not there: slurmctld goes on with what it has loaded, and would not start again.
-        return f"cp {SHIPPED / 'job_submit.lua'} {hook.script.path}; chmod 0644 {hook.script.path}"
+        return f"cp {hook_files.LUA / hook_files.SCRIPT} {hook.script.path}; chmod 0644 {hook.script.path}"
     return INSTALL
 
 
@@ -208,19 +213,10 @@ def _value(text: str, key: str) -> str:
     return (found[1] if found[1] is not None else found[2]) if found else ""
 
 
-def _changed_partitions(state: ClusterState, told: dict[str, tuple[str, ...]]) -> list[str]:
+def _changed_partitions(state: ClusterState, config: Config, told: dict[str, tuple[str, ...]]) -> list[str]:
     """Partitions that are new, or whose largest node has other amounts than the hook was told."""
-    changed = []
-    for partition in state.partitions:
-        capacities = [state.node(name).capacity for name in partition.nodes]
-        if not capacities:
-            continue
-        largest = Resources(
-            max(one.cpus for one in capacities),
-            max(one.gpus for one in capacities),
-            max(one.mem_mb for one in capacities),
-        )
-        known = told.get(partition.name)
-        if known is None or Resources(int(known[1]), int(known[2]), int(known[3])) != largest:
-            changed.append(partition.name)
-    return changed
+    return [
+        one.name
+        for one in hook_partitions(state.nodes, state.partitions, config)
+        if one.name not in told or tuple(map(int, told[one.name][1:4])) != (one.cpus, one.gpus, one.mem_mb)
+    ]

@@ -9,7 +9,7 @@ from tapfinger_hpc.decision import TOP_PRIORITY
 LEAST_FREE_MB = 50.0
 LOW_FREE_MB = 500.0
 _OTHERS = 0o007
-_START_SERVER = "systemctl start tapfinger-server (or: tapfinger serve)"
+_START_SERVER = "systemctl start tapfinger-serve (or: tapfinger serve)"
 _START_AGENT = "systemctl start tapfinger-agent (or: tapfinger agent)"
 _RESTART_AGENT = "systemctl restart tapfinger-agent (or: end tapfinger agent with SIGTERM, and start it again)"
 
@@ -88,7 +88,7 @@ def server(facts: Facts) -> Check:
         return fail(name, facts.server_why, fix)
     if facts.server.version != facts.version:
         said = f"it is tapfinger {facts.server.version}, this is {facts.version}"
-        return warn(name, said, "systemctl restart tapfinger-server (or: end and start tapfinger serve)")
+        return warn(name, said, "systemctl restart tapfinger-serve (or: end and start tapfinger serve)")
     return ok(name, f"answers since {facts.server.uptime_s:.0f} s, {facts.server.decisions_served} decisions")
 
 

@@ -125,7 +125,11 @@ def test_a_script_of_the_sites_own_that_does_not_call_the_hook_is_found(site: Si
     script.write_text(
         "function slurm_job_submit() return slurm.SUCCESS end\nfunction slurm_job_modify() return 0 end\n"
     )
-    site.finds("job_submit.lua", "does not call TapFinger")
+    line = site.finds("job_submit.lua", "does not call TapFinger").removeprefix("add at its end: ")
+    script.write_text(script.read_text() + line + "\n")
+    site.is_well()
+    leased = site.box.submit("true", f"--comment={PRIMED}")
+    assert "lease" in site.box.job(leased)["AdminComment"]
 
 
 def test_a_script_that_slurmctld_cannot_read_is_found_in_its_log(site: Site) -> None:
