@@ -49,9 +49,10 @@ slow: $(COMPILED)  ## training runs and the like
 	$(BIN)/pytest -q -n $(JOBS) -m 'slow and not slurm'
 
 # Killed daemons and a shared machine now and then miss a moment: a failed test is run once more, and shown as rerun.
-live: $(COMPILED)  ## tests on a real slurmctld (skipped where Slurm cannot be installed)
-	@$(BIN)/tapfinger sandbox install || echo "Slurm cannot be installed here: the tests that need it are skipped"
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --reruns 1 -rfEsR -m slurm
+live: $(COMPILED)  ## tests on a real slurmctld (skipped where none can be had); RELEASE=trixie or sid: on that Debian's
+	@$(BIN)/tapfinger sandbox install $(if $(RELEASE),--release $(RELEASE)) || \
+	    echo "this Slurm cannot be had here: the tests that need it are skipped"
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --reruns 1 -rfEsR -m slurm --slurm-release '$(RELEASE)'
 
 bench: $(COMPILED)  ## the figures of docs/benchmarks.md, some ten minutes
 	$(BIN)/tapfinger bench live --json bench.json

@@ -6,7 +6,6 @@ The time is asked for in pieces, so that neither slurmdbd nor sacct has to hold 
 """
 
 import gzip
-import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import IO
 
 import click
 
+from slurm_plugin import versions
 from slurm_plugin.commands import CommandError, Runner, SlurmCommands
 from tapfinger_hpc import config as configuration
 from tapfinger_hpc.errors import SlurmError
@@ -25,9 +25,6 @@ from trace_tools.since import moment_s
 PIECE_S = 86_400
 TIMEOUT_S = 600.0
 """Of one sacct: a busy slurmdbd takes minutes for a busy day."""
-_STATES = (("BF", (14, 0)), ("CA", (14, 0)), ("CD", (14, 0)), ("DL", (16, 5)), ("F", (14, 0)), ("NF", (14, 0)),
-           ("OOM", (18, 8)), ("PR", (14, 0)), ("TO", (14, 0)))  # fmt: skip
-"""States of jobs that have ended, with the release since which sacct knows them."""
 
 
 @click.command()
@@ -86,10 +83,10 @@ def save(
     asked = fields.fields_to_ask(
         fields.known_fields(run(["sacct", "--helpformat"]).checked().decode("utf-8", "replace"))
     )
-    states = _states(run(["sacct", "--version"]).checked().decode("utf-8", "replace"))
+    version = versions.read(run(["sacct", "--version"]).checked().decode("utf-8", "replace"))
     command = [
         "sacct", "--noheader", "--duplicates", "--parsable2", "--noconvert", f"--delimiter={fields.DELIMITER}",
-        f"--format={','.join(asked)}", f"--state={states}", *options,
+        f"--format={','.join(asked)}", f"--state={versions.ended_states(version)}", *options,
     ]  # fmt: skip
     rows = 0
     with whole_or_not_at_all(output) as partial, _writable(partial, output) as file:
@@ -112,12 +109,6 @@ def _asked(run: Runner, argv: list[str]) -> bytes:
             ) from error
         raise
     return text if not text or text.endswith(b"\n") else text + b"\n"
-
-
-def _states(version: str) -> str:
-    found = re.search(r"(\d+)\.(\d+)", version)
-    release = (int(found[1]), int(found[2])) if found else (18, 8)
-    return ",".join(state for state, since in _STATES if release >= since)
 
 
 def _pieces(since_s: int, until_s: int) -> Iterator[tuple[int, int]]:

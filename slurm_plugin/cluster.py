@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
-from slurm_plugin import parse, parse_nodes
+from slurm_plugin import parse, parse_nodes, versions
 from slurm_plugin.commands import Answer, Runner, SlurmCommands
 from slurm_plugin.jobs import HOLDING, Site, pending_jobs, running_jobs
 from slurm_plugin.parse import JobRecord
@@ -92,6 +92,8 @@ class SlurmCluster:
                 if found is None or (why := _why_untouchable(update, found)):
                     return Outcome(False, why if found else f"job {update.job_id} is not there any more")
                 before = found
+                if update.amounts is not None and (why := self._why_not_amounts(update.amounts, before)):
+                    return Outcome(False, why)
                 said = self._update(update, before)
                 # It came to be held between the look and the update: look again, and leave its priority alone.
                 if not (said.rc and _HELD_NOW in said.stderr):
@@ -200,6 +202,15 @@ class SlurmCluster:
             said = self._run(argv)
         return said
 
+    def _why_not_amounts(self, amounts: Resources, before: JobRecord) -> str:
+        """Why these amounts must not be asked for; "" where they may."""
+        if bool(amounts.gpus) == bool(before.amounts.gpus) or self._differences().gpus_come_and_go:
+            return ""
+        return (
+            f"job {before.job_id} asks for {before.amounts.gpus} GPUs: this Slurm ({self._setting('SLURM_VERSION')}) "
+            "can neither take all GPUs from a waiting job nor take back its first"
+        )
+
     def _restores_priority(self, update: JobUpdate, before: JobRecord) -> bool:
         """Whether the priority is to be given back to a Slurm that computes it from age, size and share."""
         return (
@@ -220,7 +231,8 @@ class SlurmCluster:
             partitions=self._partitions,
             memory_counts=self._memory_counts(),
             needs_lease=self._needs_lease,
-            exclusive_words=parse.exclusive_words(parse.version(self._setting("SLURM_VERSION"))),
+            exclusive_words=self._differences().exclusive_words,
+            gpus_come_and_go=self._differences().gpus_come_and_go,
             whole_node={
                 partition.name: _least(capacity[name] for name in partition.nodes)
                 for partition in partitions
@@ -246,6 +258,9 @@ class SlurmCluster:
         # Before the job's name, where nobody can write.
         limit = re.match(rb"JobId=\d+ ArrayJobId=\d+ ArrayTaskId=\S+ ArrayTaskThrottle=(\d+) ", said.stdout)
         return int(limit[1]) if limit and int(limit[1]) else _NO_ARRAY_LIMIT
+
+    def _differences(self) -> versions.Differences:
+        return versions.of(versions.read(self._setting("SLURM_VERSION")))
 
     def _memory_counts(self) -> bool:
         return "MEMORY" in self._setting("SelectTypeParameters").upper()

@@ -46,6 +46,8 @@ class Site(msgspec.Struct, frozen=True):
     """By partition, the least that a job has which takes a node for itself."""
     array_limits: Mapping[str, int] = {}
     """How many tasks of an array may run at a time, by array; without an entry all may."""
+    gpus_come_and_go: bool = True
+    """Whether a job can be given its first GPU, and be left without any."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -112,6 +114,8 @@ def _pending(record: JobRecord, site: Site, now_s: float) -> PendingJob:
     managed = not why
     asked = record.amounts if managed else _whole_nodes(record, site)
     minimum, maximum = mark.bounds(asked) if mark and managed else (asked, asked)
+    if not site.gpus_come_and_go:
+        minimum, maximum = (_with_gpus_as(asked, bound) for bound in (minimum, maximum))
     blocked = _why_not_eligible(record, now_s, leased=lease is not None)
     planned = _is_planned(record, now_s) and not managed
     return PendingJob(
@@ -137,6 +141,11 @@ def _pending(record: JobRecord, site: Site, now_s: float) -> PendingJob:
         planned_nodes=record.planned_nodes if planned else (),
         ticket=lease.ticket if lease else "",
     )
+
+
+def _with_gpus_as(asked: Resources, bound: Resources) -> Resources:
+    """The bound with no GPU where none was asked for, and with at least one where some were."""
+    return replace(bound, gpus=max(1, bound.gpus) if asked.gpus else 0)
 
 
 def _mark(record: JobRecord, partitions: Mapping[str, PartitionConfig]) -> tuple[Mark | None, str]:

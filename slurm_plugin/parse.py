@@ -322,21 +322,6 @@ def _constraint(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {values[name]}" for name in ("features", "reservation", "licenses") if values[name])
 
 
-def version(text: str) -> tuple[int, int]:
-    """Year and month of Slurm's version, such as ``22.05.8``; (0, 0) where it cannot be read."""
-    match = re.match(r"(\d+)\.(\d+)", text)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def exclusive_words(slurm_version: tuple[int, int]) -> frozenset[str]:
-    """The values of OverSubscribe with which a job has its nodes to itself.
-
-    Up to 24.11 NO is such a one (ordinary jobs say OK); in 26.05 ordinary jobs say NO, and squeue does not show it.
-    """
-    always = frozenset({"USER", "MCS", "TOPO"})
-    return always | {"NO"} if slurm_version < (25, 5) else always
-
-
 def _unfolded(part: str) -> Sequence[str]:
     match = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", part)
     if not match:

@@ -154,13 +154,14 @@ class SlurmScene(Scene):
 
 
 @pytest.fixture(scope="session")
-def contract_sandbox() -> Iterator:
+def contract_sandbox(release: str) -> Iterator:
     from slurm_plugin.sandbox import Sandbox, SandboxSpec
     from slurm_plugin.sandbox.packages import why_not
+    from slurm_plugin.sandbox.userland import Userland
 
-    if reason := why_not():
+    if reason := why_not(Userland(release)):
         pytest.skip(reason)
-    with Sandbox.up(SandboxSpec(accounting=False)) as box:
+    with Sandbox.up(SandboxSpec(accounting=False, release=release)) as box:
         yield box
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import click
 import msgspec
 
-from slurm_plugin.sandbox import packages, register
+from slurm_plugin.sandbox import packages, register, releases
 from slurm_plugin.sandbox.layout import DEFAULT_DIRECTORY
 from slurm_plugin.sandbox.sandbox import Sandbox
 from slurm_plugin.sandbox.spec import SandboxSpec
+from slurm_plugin.sandbox.userland import RELEASES, Userland
 from tapfinger_hpc.errors import SandboxError
 
 _DEFAULTS = SandboxSpec()
@@ -37,6 +38,14 @@ _accounting = click.option(
 )
 
 
+_release = click.option(
+    "--release",
+    type=click.Choice(RELEASES),
+    callback=lambda context, option, value: value or "",
+    help="Slurm of this Debian release, from a folder of its own in /var/cache/tapfinger, rather than this machine's.",
+)
+
+
 @click.group()
 def sandbox() -> None:
     """A real throw-away Slurm cluster with fake GPUs, in one folder of this machine."""
@@ -52,7 +61,8 @@ def sandbox() -> None:
 @_accounting
 @click.option("--stock", is_flag=True, help="Without our hook: stock Slurm with the same scheduling parameters.")
 @click.option("--conf", multiple=True, metavar="LINE", help="A further line of slurm.conf; may be repeated.")
-@click.option("--install", is_flag=True, help="First fetch the Debian packages that are missing.")
+@_release
+@click.option("--install", is_flag=True, help="First fetch what is missing.")
 @_as_json
 def up(
     directory: Path,
@@ -64,6 +74,7 @@ def up(
     no_accounting: bool,
     stock: bool,
     conf: tuple[str, ...],
+    release: str,
     install: bool,
     as_json: bool,
 ) -> None:
@@ -77,9 +88,10 @@ def up(
         accounting=not no_accounting,
         hook=not stock,
         extra_conf=conf,
+        release=release,
     )
     if install:
-        _install(accounting=spec.accounting, quiet=as_json)
+        _install(release, accounting=spec.accounting, quiet=as_json)
     before = time.monotonic()
     with _ended_politely():
         started = Sandbox.up(spec, directory)
@@ -158,12 +170,19 @@ def list_(as_json: bool) -> None:
 
 @sandbox.command()
 @_accounting
-def install(no_accounting: bool) -> None:
-    """Fetch the Debian packages that a sandbox needs. No service is started or enabled."""
-    _install(accounting=not no_accounting, quiet=False)
+@_release
+def install(no_accounting: bool, release: str) -> None:
+    """Fetch the Debian packages that a sandbox needs. No service is started or enabled.
+
+    With --release they go, with all of that Debian, into a folder of its own: this machine's packages stay as they are.
+    """
+    _install(release, accounting=not no_accounting, quiet=False)
 
 
-def _install(*, accounting: bool, quiet: bool) -> None:
+def _install(release: str, *, accounting: bool, quiet: bool) -> None:
+    if release:
+        _install_release(Userland(release), quiet=quiet)
+        return
     absent = packages.missing(accounting=accounting)
     if absent and not quiet:
         click.echo(f"installing what has {', '.join(absent)} (a minute or so) ...")
@@ -171,6 +190,15 @@ def _install(*, accounting: bool, quiet: bool) -> None:
     if not quiet:
         done = f"installed {', '.join(installed)}; no service was started" if installed else "all packages are there"
         click.echo(done)
+
+
+def _install_release(userland: Userland, *, quiet: bool) -> None:
+    if packages.missing(userland) and not quiet:
+        click.echo(f"fetching Debian {userland.release} with its Slurm into {userland.folder} (minutes, 600 MB) ...")
+    fetched = releases.install(userland)
+    if not quiet:
+        done = "was fetched; no package of this machine changed" if fetched else "is there already"
+        click.echo(f"Debian {userland.release} {done}; rm -r {userland.folder} removes it")
 
 
 def _described(attached: Sandbox) -> dict[str, Any]:
@@ -183,6 +211,7 @@ def _described(attached: Sandbox) -> dict[str, Any]:
         "missing": missing,
         "daemons": attached.running(),
         "cluster": attached.cluster,
+        "release": spec.release,
         "slurm_conf": str(attached.slurm_conf),
         "tapfinger_toml": str(attached.tapfinger_toml),
         "nodes": spec.nodes,

@@ -6,6 +6,7 @@ Each line that is not obvious was measured or cost somebody time; the reason sta
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from slurm_plugin import versions
 from slurm_plugin.sandbox.layout import Layout
 from slurm_plugin.sandbox.register import PortBlock
 from slurm_plugin.sandbox.spec import SandboxSpec
@@ -84,9 +85,9 @@ def gres_conf(spec: SandboxSpec, layout: Layout) -> str:
     return f"AutoDetect=off\nNodeName={_bracket('n', 1, spec.nodes)} Name=gpu File={gpu_device(layout, spec)}\n"
 
 
-def cgroup_conf(slurm_version: tuple[int, int]) -> str:
-    """No cgroups. Where "disabled" is not known yet, v1 does nothing unless a plugin uses it, and none does."""
-    return f"CgroupPlugin={'disabled' if slurm_version >= (24, 5) else 'cgroup/v1'}\n"
+def cgroup_conf(version: versions.Version) -> str:
+    """No cgroups."""
+    return f"CgroupPlugin={versions.of(version).cgroups_off}\n"
 
 
 def gpu_device(layout: Layout, spec: SandboxSpec) -> str:
@@ -145,7 +146,7 @@ def tapfinger_toml(spec: SandboxSpec, layout: Layout) -> str:
             "wake_socket": layout.wake_socket,
             "classes_file": layout.classes_file,
         },
-        "slurm": {"conf": layout.slurm_conf},
+        "slurm": {"conf": layout.slurm_conf, **({"bin_dir": layout.commands} if spec.release else {})},
     }
     text = "# Written by `tapfinger sandbox up`.\n"
     for section, entries in values.items():

@@ -1,40 +1,42 @@
 """Starts and ends the daemons of one sandbox: munged, MariaDB, slurmdbd, slurmctld and a slurmd for each node."""
 
 import contextlib
-import re
-import shutil
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from slurm_plugin.sandbox import packages, processes
+from slurm_plugin import versions
+from slurm_plugin.sandbox import processes
 from slurm_plugin.sandbox.layout import Layout
 from slurm_plugin.sandbox.register import PortBlock
 from slurm_plugin.sandbox.spec import SandboxSpec
+from slurm_plugin.sandbox.userland import ENTERING, SEARCH_PATH, Userland
 from tapfinger_hpc.errors import SandboxError
 
 _TIMEOUT_S = 60.0
 """For each daemon. Each is ready within a second or so; a machine that is busy with other things needs longer."""
 
 
-def slurm_version() -> tuple[int, int]:
-    """Year and month of the Slurm on this machine: (22, 5)."""
-    said = subprocess.run([program("slurmctld"), "-V"], capture_output=True, text=True, check=False).stdout
-    match = re.search(r"(\d+)\.(\d+)", said)
-    if not match:
+def slurm_version(userland: Userland) -> versions.Version:
+    """Year and month of the Slurm that is there: (22, 5)."""
+    command = [*userland.prefix(), _program(userland, "slurmctld"), "-V"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    version = versions.read(said.stdout)
+    if version < versions.OLDEST:
         raise SandboxError(
-            f"asking slurmctld -V for its version: it said {said.strip()!r}, expected slurm 22.05.8 or so"
+            f"asking slurmctld -V for its version: it said {(said.stdout or said.stderr).strip()!r}, "
+            "expected slurm 22.05 or newer"
         )
-    return int(match[1]), int(match[2])
+    return version
 
 
-def program(name: str) -> str:
-    """Its path by its plain name: slurmctld and slurmd crash where they are called slurmctld-wlm and so on."""
-    path = shutil.which(name, path=packages.SEARCH_PATH)
+def _program(userland: Userland, name: str) -> str:
+    path = userland.program(name)
     if path is None:
-        raise SandboxError(f"starting {name}: not installed; fetch it with: {packages.INSTALL_HINT}")
+        raise SandboxError(f"starting {name}: not installed; fetch it with: {userland.install_hint}")
     return path
 
 
@@ -45,9 +47,11 @@ class Daemons:
         self._layout = layout
         self._spec = spec
         self._ports = ports
+        self._userland = Userland(spec.release)
+        self._prefix = self._userland.prefix(layout.munge_pid)
         # Little: what the caller happens to have in its environment must not reach daemons and jobs.
         self._environment = {
-            "PATH": packages.SEARCH_PATH,
+            "PATH": SEARCH_PATH,
             "SLURM_CONF": str(layout.slurm_conf),
             "LANG": "C.UTF-8",
             "HOME": "/",
@@ -79,13 +83,13 @@ class Daemons:
     def start_slurmctld(self) -> None:
         """With the state it left, if any; returns when it answers."""
         if not self._find("slurmctld"):
-            self._start("slurmctld", [program("slurmctld")])
+            self._start("slurmctld", [self._program("slurmctld")])
         self._wait("slurmctld", lambda: "is UP" in self._ask("scontrol", "ping"))
 
     def start_slurmd(self, node: str) -> None:
         """Returns before it has told slurmctld."""
         if not self._find(f"slurmd.{node}"):
-            self._start(f"slurmd.{node}", [program("slurmd"), "-N", node])
+            self._start(f"slurmd.{node}", [self._program("slurmd"), "-N", node])
 
     def end(self, name: str, with_signal: signal.Signals) -> None:
         """Ends one and waits for its end; none running is no error."""
@@ -99,7 +103,7 @@ class Daemons:
     def _start_munged(self) -> None:
         folder = self._layout.munge_socket.parent
         arguments = [
-            program("munged"),
+            self._program("munged"),
             f"--key-file={self._layout.munge_key}",
             f"--socket={self._layout.munge_socket}",
             f"--pid-file={self._pid_file('munged')}",
@@ -115,11 +119,12 @@ class Daemons:
         layout.database.mkdir(mode=0o755)
         layout.database_scratch.mkdir(mode=0o700)
         for folder in (layout.database, layout.database_scratch):
-            shutil.chown(folder, "mysql", "mysql")
+            os.chown(folder, *self._userland.owner("mysql"))
         # In /tmp, two databases that are made at once take each other's files.
         scratch = f"--tmpdir={layout.database_scratch}"
         install = [
-            program("mariadb-install-db"),
+            *self._prefix,
+            self._program("mariadb-install-db"),
             "--no-defaults",
             "--user=mysql",
             f"--datadir={layout.database}",
@@ -133,7 +138,7 @@ class Daemons:
         layout.database.chmod(0o755)  # mariadb-install-db closes it; slurmdbd must reach the socket in it
         layout.database_setup.write_text(_DATABASE_SETUP, encoding="utf-8")
         arguments = [
-            program("mariadbd"),
+            self._program("mariadbd"),
             "--no-defaults",
             "--user=mysql",
             f"--datadir={layout.database}",
@@ -151,7 +156,7 @@ class Daemons:
         self._wait("mariadb", layout.database_socket.is_socket)
 
     def _start_slurmdbd(self) -> None:
-        self._start("slurmdbd", [program("slurmdbd")])
+        self._start("slurmdbd", [self._program("slurmdbd")])
         self._wait("slurmdbd", lambda: processes.listening(self._ports.slurmdbd))
 
     def _start_nodes(self) -> None:
@@ -180,7 +185,12 @@ class Daemons:
         """What a Slurm command says while Slurm is coming up; "" where it fails or hangs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return subprocess.run(
-                command, capture_output=True, text=True, env=self._environment, timeout=15, check=False
+                [*self._prefix, *command],
+                capture_output=True,
+                text=True,
+                env=self._environment,
+                timeout=15,
+                check=False,
             ).stdout
         return ""
 
@@ -191,7 +201,12 @@ class Daemons:
             log = log.with_suffix(".out")
         try:
             processes.start(
-                arguments, directory=self._layout.directory, log=log, environment=self._environment, user=user
+                arguments,
+                directory=self._layout.directory,
+                log=log,
+                environment=self._environment,
+                user=user,
+                prefix=self._prefix,
             )
         except SandboxError as error:
             raise SandboxError(f"sandbox in {self._layout.directory}: {error}") from error
@@ -209,8 +224,11 @@ class Daemons:
 
     def _count(self, kernel_name: str) -> int:
         """Living daemons with this name, or about to take it; counted so because a pid file takes its time."""
-        names = {kernel_name, "setsid", "setpriv"}
+        names = ENTERING | {kernel_name}
         return sum(process.name in names for process in processes.of_sandbox(self._layout.directory, cluster=""))
+
+    def _program(self, name: str) -> str:
+        return _program(self._userland, name)
 
     def _find(self, name: str) -> processes.Process | None:
         with contextlib.suppress(OSError, ValueError):

@@ -3,7 +3,6 @@
 import os
 import re
 import secrets
-import shutil
 import socket
 import stat
 from collections.abc import Callable
@@ -13,10 +12,12 @@ import msgspec
 
 from slurm_plugin import hookconf
 from slurm_plugin.install import hook
-from slurm_plugin.sandbox import conf
+from slurm_plugin.sandbox import conf, packages
 from slurm_plugin.sandbox.layout import Layout
 from slurm_plugin.sandbox.register import PortBlock
 from slurm_plugin.sandbox.spec import SandboxSpec
+from slurm_plugin.sandbox.userland import Userland
+from slurm_plugin.versions import Version
 from tapfinger_hpc import config
 from tapfinger_hpc.errors import SandboxError
 
@@ -110,12 +111,14 @@ def read_manifest(layout: Layout) -> Manifest:
         raise SandboxError(f"sandbox in {layout.directory}: {path.name} cannot be read: {error}") from error
 
 
-def write_all(layout: Layout, manifest: Manifest, slurm_version: tuple[int, int]) -> None:
+def write_all(layout: Layout, manifest: Manifest, version: Version) -> None:
     """Folders, devices, keys, the configuration of Slurm, of our processes and of the hook."""
-    _make_folders(layout, manifest.spec)
+    userland = Userland(manifest.spec.release)
+    _make_folders(layout, manifest.spec, userland)
     _make_devices(layout, manifest.spec)
-    _make_munge_key(layout)
-    _write_slurm_conf(layout, manifest, slurm_version)
+    _make_munge_key(layout, userland)
+    _make_commands(layout, userland)
+    _write_slurm_conf(layout, manifest, version)
     _write(layout.wake_script, conf.wake_script(layout), mode=0o755)
     write_agent_files(layout, manifest.spec)
     if manifest.spec.hook:
@@ -173,19 +176,19 @@ def raise_first_job_id(layout: Layout) -> None:
     _write(layout.slurm_conf, after)
 
 
-def _make_folders(layout: Layout, spec: SandboxSpec) -> None:
+def _make_folders(layout: Layout, spec: SandboxSpec, userland: Userland) -> None:
     for folder in (layout.etc, layout.spool, layout.devices, layout.wake_script.parent):
         folder.mkdir(mode=0o755)
     for folder in (layout.log, layout.run, layout.state):
         folder.mkdir(mode=0o755)
-        shutil.chown(folder, "slurm", "slurm")
+        os.chown(folder, *userland.owner("slurm"))
     for node in spec.node_names():
         (layout.spool / node).mkdir(mode=0o755)
     layout.jobs.mkdir()
     layout.jobs.chmod(0o1777)
     layout.tapfinger.mkdir()
     # The hook and the job-end event, as user slurm, send to the socket that the agent makes here.
-    shutil.chown(layout.tapfinger, group="slurm")
+    os.chown(layout.tapfinger, -1, userland.owner("slurm")[1])
     layout.tapfinger.chmod(0o2775)
 
 
@@ -203,24 +206,35 @@ def _make_devices(layout: Layout, spec: SandboxSpec) -> None:
         device.chmod(0o666)
 
 
-def _make_munge_key(layout: Layout) -> None:
+def _make_munge_key(layout: Layout, userland: Userland) -> None:
     layout.munge_key.parent.mkdir(mode=0o755)
     layout.munge_key.touch(mode=0o600)
     layout.munge_key.write_bytes(secrets.token_bytes(128))
     layout.munge_key.chmod(0o400)
     for path in (layout.munge_key, layout.munge_key.parent):
-        shutil.chown(path, "munge", "munge")
+        os.chown(path, *userland.owner("munge"))
 
 
-def _write_slurm_conf(layout: Layout, manifest: Manifest, slurm_version: tuple[int, int]) -> None:
+def _make_commands(layout: Layout, userland: Userland) -> None:
+    """Slurm's commands of another release by their plain names, for whoever has only a PATH."""
+    layout.commands.mkdir(mode=0o755)
+    if not userland.release:
+        return
+    _write(layout.commands / "tapfinger-wrapper", userland.wrapper(layout.munge_pid), mode=0o755)
+    for name in packages.COMMANDS:
+        (layout.commands / name).symlink_to("tapfinger-wrapper")
+
+
+def _write_slurm_conf(layout: Layout, manifest: Manifest, version: Version) -> None:
     spec = manifest.spec
     slurm_conf = conf.slurm_conf(spec, layout, manifest.ports, cluster=manifest.cluster, host=this_host())
     _write(layout.slurm_conf, slurm_conf)
     _write(layout.etc / "gres.conf", conf.gres_conf(spec, layout))
-    _write(layout.etc / "cgroup.conf", conf.cgroup_conf(slurm_version))
+    _write(layout.etc / "cgroup.conf", conf.cgroup_conf(version))
     if spec.accounting:
         _write(layout.slurmdbd_conf, conf.slurmdbd_conf(layout, manifest.ports), mode=0o600)
-        shutil.chown(layout.slurmdbd_conf, "slurm", "slurm")  # slurmdbd refuses any other owner and wider rights
+        # slurmdbd refuses any other owner and wider rights.
+        os.chown(layout.slurmdbd_conf, *Userland(spec.release).owner("slurm"))
 
 
 def _write(path: Path, text: str, mode: int = 0o644) -> None:

@@ -42,6 +42,10 @@ class Layout:
         return self.directory / "munge" / "munge.socket"
 
     @property
+    def munge_pid(self) -> Path:
+        return self.directory / "munge" / "munged.pid"
+
+    @property
     def log(self) -> Path:
         return self.directory / "log"
 
@@ -112,6 +116,11 @@ class Layout:
     @property
     def wake_script(self) -> Path:
         return self.directory / "bin" / "wake"
+
+    @property
+    def commands(self) -> Path:
+        """Slurm's commands of another Debian release, to stand first in PATH; empty for this machine's own Slurm."""
+        return self.directory / "commands"
 
     def check_length(self) -> None:
         """Refuses a folder in which a Unix socket could not be bound."""

@@ -7,12 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from slurm_plugin.sandbox.userland import MACHINE, SEARCH_PATH, Userland
 from tapfinger_hpc.errors import SandboxError
-
-SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where daemons and commands are looked for, whatever PATH the caller has."""
-
-INSTALL_HINT = "tapfinger sandbox install"
 
 _PROGRAMS = {
     "slurmctld": "slurmctld",
@@ -36,7 +32,13 @@ _ACCOUNTING_PROGRAMS = {
     "mariadb-install-db": "mariadb-server",
 }
 
-_HELPFUL = ("lua-socket",)
+COMMANDS = (
+    "sacct", "sacctmgr", "salloc", "sbatch", "scancel", "scontrol", "sdiag", "sinfo", "sprio", "squeue", "sreport",
+    "srun", "sshare", "sstat",
+)  # fmt: skip
+"""Those of slurm-client that a user or an administrator types."""
+
+HELPFUL = ("lua-socket",)
 """Not needed: with it the hook wakes the agent at each submission, without it the agent looks once a second."""
 
 _UNITS = {
@@ -52,18 +54,25 @@ _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_TEXT = "#!/bin/sh\n# Put here by tapfinger sandbox for the time of one installation; remove it.\nexit 101\n"
 
 
-def missing(*, accounting: bool = True) -> dict[str, str]:
-    """Programs that a sandbox needs and this machine does not have, each with its package."""
-    wanted = _PROGRAMS | (_ACCOUNTING_PROGRAMS if accounting else {})
-    return {name: package for name, package in wanted.items() if shutil.which(name, path=SEARCH_PATH) is None}
+def wanted(*, accounting: bool = True) -> dict[str, str]:
+    """Programs that a sandbox needs, each with its package."""
+    return _PROGRAMS | (_ACCOUNTING_PROGRAMS if accounting else {})
 
 
-def why_not(*, accounting: bool = True) -> str:
+def missing(userland: Userland = MACHINE, *, accounting: bool = True) -> dict[str, str]:
+    """Programs that a sandbox needs and that are not there, each with its package."""
+    return {name: package for name, package in wanted(accounting=accounting).items() if userland.program(name) is None}
+
+
+def why_not(userland: Userland = MACHINE, *, accounting: bool = True) -> str:
     """Why no sandbox can be started on this machine, with the next step; "" where one can."""
     if os.geteuid() != 0:
         return "a sandbox needs root (Slurm starts jobs as other users, fake GPUs are device nodes); use sudo"
-    if absent := missing(accounting=accounting):
-        return f"Slurm is not installed here ({', '.join(absent)} missing); fetch it with: {INSTALL_HINT}"
+    if absent := missing(userland, accounting=accounting):
+        where = f"of Debian {userland.release} " if userland.release else ""
+        return (
+            f"Slurm {where}is not installed here ({', '.join(absent)} missing); fetch it with: {userland.install_hint}"
+        )
     return ""
 
 
@@ -75,23 +84,23 @@ def install(*, accounting: bool = True, policy: Path = _POLICY) -> tuple[str, ..
     Raises:
         SandboxError: not root, not Debian, or apt-get failed, with its last words.
     """
-    wanted = tuple(dict.fromkeys(missing(accounting=accounting).values()))
-    if not wanted:
+    absent = tuple(dict.fromkeys(missing(accounting=accounting).values()))
+    if not absent:
         return ()
     if os.geteuid() != 0:
-        raise SandboxError(f"installing {', '.join(wanted)} needs root; use sudo {INSTALL_HINT}")
+        raise SandboxError(f"installing {', '.join(absent)} needs root; use sudo {MACHINE.install_hint}")
     if shutil.which("apt-get", path=SEARCH_PATH) is None:
-        raise SandboxError(f"installing Slurm: no apt-get here; install what Debian calls {', '.join(wanted)} by hand")
+        raise SandboxError(f"installing Slurm: no apt-get here; install what Debian calls {', '.join(absent)} by hand")
     with no_service_starts(policy):
         update = _apt_get("update")
-        done = _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *wanted, *_HELPFUL)
+        done = _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *absent, *HELPFUL)
     if done.returncode:
         # A source that could not be read is no reason to give up, but often the reason for what follows.
         raise SandboxError("".join(_last_words(ended) for ended in (update, done) if ended.returncode))
-    _disable([_UNITS[package] for package in wanted if package in _UNITS])
-    if absent := missing(accounting=accounting):
-        raise SandboxError(f"installing {', '.join(wanted)}: apt-get was content, yet {', '.join(absent)} is missing")
-    return wanted
+    _disable([_UNITS[package] for package in absent if package in _UNITS])
+    if still := missing(accounting=accounting):
+        raise SandboxError(f"installing {', '.join(absent)}: apt-get was content, yet {', '.join(still)} is missing")
+    return absent
 
 
 @contextlib.contextmanager

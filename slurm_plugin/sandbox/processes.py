@@ -41,16 +41,24 @@ class Process(NamedTuple):
 
 
 def start(
-    arguments: Sequence[str], *, directory: Path, log: Path, environment: Mapping[str, str], user: str = ""
+    arguments: Sequence[str],
+    *,
+    directory: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    user: str = "",
+    prefix: Sequence[str] = (),
 ) -> None:
     """Starts a daemon, marked as one of this sandbox, in a session of its own; returns without waiting for it to serve.
+
+    What stands before it as a prefix is done as root.
 
     Raises:
         SandboxError: it ended at once with an error; shows the end of its log.
     """
     with log.open("ab") as output:
         ended = subprocess.run(
-            ["setsid", "--fork", *as_user(user), *arguments],
+            ["setsid", "--fork", *prefix, *as_user(user), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

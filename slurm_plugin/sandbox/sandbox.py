@@ -6,7 +6,6 @@ own. Nothing is read from or written to /etc/slurm, and a Slurm that runs here a
 
 import contextlib
 import os
-import pwd
 import re
 import secrets
 import shutil
@@ -19,9 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from slurm_plugin import versions
 from slurm_plugin.sandbox import daemons, files, packages, processes, register
 from slurm_plugin.sandbox.layout import Layout
 from slurm_plugin.sandbox.spec import SandboxSpec
+from slurm_plugin.sandbox.userland import SEARCH_PATH, Userland
 from tapfinger_hpc.errors import SandboxError
 
 _FIELD = re.compile(r"(?:^|(?<=\s))([A-Z][\w/:]*)=(.*?)(?=\s+[A-Z][\w/:]*=|$)")
@@ -45,6 +46,7 @@ class Sandbox:
         self.ports = manifest.ports
         self.up_s: Mapping[str, float] = {}
         """Seconds that each daemon's start took; empty where another process started it."""
+        self._userland = Userland(self.spec.release)
         self._daemons = daemons.Daemons(self.layout, self.spec, self.ports)
         self._crashed = False
 
@@ -58,7 +60,7 @@ class Sandbox:
             SandboxError: no root, no Slurm, the folder cannot be used, or a daemon did not come up.
         """
         spec = spec or SandboxSpec()
-        if reason := packages.why_not(accounting=spec.accounting):
+        if reason := packages.why_not(Userland(spec.release), accounting=spec.accounting):
             raise SandboxError(f"starting a sandbox: {reason}")
         _remove_orphans()
         cluster = f"tf{secrets.token_hex(4)}"
@@ -71,7 +73,7 @@ class Sandbox:
             manifest = files.Manifest(cluster=cluster, first_port=block.first, port_count=block.count, spec=spec)
             sandbox = cls(made, manifest)
             files.write_manifest(sandbox.layout, manifest)
-            files.write_all(sandbox.layout, manifest, daemons.slurm_version())
+            files.write_all(sandbox.layout, manifest, daemons.slurm_version(Userland(spec.release)))
             sandbox.up_s = sandbox._daemons.start_all()
             register.untie(made)
         except BaseException:
@@ -92,18 +94,20 @@ class Sandbox:
 
     @classmethod
     def end(cls, directory: Path) -> bool:
-        """Ends the sandbox of this folder, also where the folder was removed by hand; False where there is none.
+        """Ends the sandbox of this folder, also where all or much of it was removed by hand; False where there is none.
 
         Raises:
             SandboxError: the folder holds something else, or a sandbox of another user.
         """
         directory = Path(os.path.realpath(directory))
-        if directory.exists():
+        # A daemon may have written into the folder while it was removed.
+        removed_by_hand = not Layout(directory).manifest.exists() and processes.of_sandbox(directory, cluster="")
+        if removed_by_hand:
+            _remove(directory, cluster="")
+        elif directory.exists():
             cls.attach(directory).down()
-            return True
-        if not processes.of_sandbox(directory, cluster=""):
+        else:
             return False
-        _remove(directory, cluster="")
         return True
 
     def down(self) -> None:
@@ -135,7 +139,8 @@ class Sandbox:
     def env(self) -> dict[str, str]:
         """Environment in which every Slurm command means this sandbox."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SALLOC", "SRUN"))}
-        folders = [*kept.get("PATH", "").split(os.pathsep), *packages.SEARCH_PATH.split(os.pathsep)]
+        ours = [str(self.layout.commands)] if self.spec.release else []
+        folders = [*ours, *kept.get("PATH", "").split(os.pathsep), *SEARCH_PATH.split(os.pathsep)]
         path = os.pathsep.join(dict.fromkeys(folder for folder in folders if folder))
         return {**kept, "PATH": path, "SLURM_CONF": str(self.slurm_conf)}
 
@@ -158,7 +163,11 @@ class Sandbox:
             environment |= {"HOME": str(self.layout.jobs), "USER": as_user, "LOGNAME": as_user}
         try:
             ended = subprocess.run(
-                [*(processes.as_user(as_user, _group_of(as_user)) if as_user else ()), *arguments],
+                [
+                    *self._userland.prefix(self.layout.munge_pid),
+                    *(self._as_user(as_user) if as_user else ()),
+                    *arguments,
+                ],
                 input=stdin or "",
                 capture_output=True,
                 text=True,
@@ -189,9 +198,13 @@ class Sandbox:
         return records[0]
 
     def jobs(self, job_id: int | str | None = None) -> tuple[dict[str, str], ...]:
-        """Fields of all records of this job, or of all jobs that slurmctld knows."""
+        """Fields of all records of this job, or of all jobs that slurmctld knows; TRES is there in every release."""
         wanted = [] if job_id is None else [str(job_id)]
-        return parse_records(self.run("scontrol", "show", "job", *wanted).stdout, "JobId")
+        records = parse_records(self.run("scontrol", "show", "job", *wanted).stdout, "JobId")
+        for record in records:
+            found = (record.get(key, "") for key in versions.TRES_OF_A_JOB)
+            record["TRES"] = next((tres for tres in found if tres not in ("", "(null)")), "")
+        return records
 
     def node(self, name: str) -> dict[str, str]:
         """Fields of ``scontrol show node``."""
@@ -237,9 +250,9 @@ class Sandbox:
         running = self.running()
         return tuple(name for name in self._daemons.names() if name not in running)
 
-    def slurm_version(self) -> tuple[int, int]:
+    def slurm_version(self) -> versions.Version:
         """Year and month: (22, 5)."""
-        return daemons.slurm_version()
+        return daemons.slurm_version(self._userland)
 
     # Failures, for tests.
 
@@ -322,6 +335,9 @@ class Sandbox:
                 busy.append(f"{node} {state}")
         return (*(f"job {job}" for job in queued), *dict.fromkeys(busy))
 
+    def _as_user(self, user: str) -> list[str]:
+        return processes.as_user(user, str(self._userland.owner(user)[1]))
+
     def _known(self, node: str) -> str:
         if node not in self.spec.node_names():
             raise SandboxError(f"node {node!r}: this sandbox has {', '.join(self.spec.node_names())}")
@@ -375,10 +391,3 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _group_of(user: str) -> str:
-    try:
-        return str(pwd.getpwnam(user).pw_gid)
-    except KeyError:
-        raise SandboxError(f"running a command as {user!r}: there is no such user here") from None

@@ -38,6 +38,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """agent.lease_s in the tapfinger.toml of the sandbox."""
     extra_conf: tuple[str, ...] = ()
     """Lines at the end of slurm.conf; of two lines with one key Slurm takes the later."""
+    release: str = ""
+    """Debian release whose Slurm it is; "" for the one that is installed on this machine."""
     extra_toml: str = ""
     """Text at the end of tapfinger.toml, such as a [partitions.pa] section; the hook is told of its partitions."""
 

@@ -208,7 +208,7 @@ def toml_for(box: Sandbox, folder: Path, **agent: object) -> Path:
             "hook_file": read.agent.hook_file,
             "wake_socket": str(box.layout.wake_socket),
         },
-        "slurm": {"conf": read.slurm.conf, "timeout_s": read.slurm.timeout_s},
+        "slurm": {"conf": read.slurm.conf, "bin_dir": read.slurm.bin_dir, "timeout_s": read.slurm.timeout_s},
     }
     return write_toml(folder / "tapfinger.toml", made)
 

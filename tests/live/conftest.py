@@ -2,6 +2,7 @@
 
 ``sandbox`` lives as long as the session, ``cluster`` is the same one, idle at the start of each test, and
 ``sandbox_factory`` starts others (no accounting, no hook, more nodes). All are taken down, also when a test fails.
+All are of the Slurm that ``--slurm-release`` names.
 """
 
 import contextlib
@@ -9,9 +10,11 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from slurm_plugin.sandbox import Sandbox, SandboxSpec
 from slurm_plugin.sandbox.packages import why_not
+from slurm_plugin.sandbox.userland import Userland
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so would all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -21,10 +24,10 @@ SandboxFactory = Callable[[SandboxSpec], Sandbox]
 
 
 @pytest.fixture(scope="session")
-def sandbox() -> Iterator[Sandbox]:
+def sandbox(release: str) -> Iterator[Sandbox]:
     """One cluster with accounting and hook for the whole session; use ``cluster`` unless the state does not matter."""
-    _skip_where_impossible()
-    with Sandbox.up(SandboxSpec()) as started:
+    _skip_where_impossible(release)
+    with Sandbox.up(SandboxSpec(release=release)) as started:
         yield started
 
 
@@ -36,13 +39,14 @@ def cluster(sandbox: Sandbox) -> Sandbox:
 
 
 @pytest.fixture(scope="session")
-def sandbox_factory() -> Iterator[SandboxFactory]:
+def sandbox_factory(release: str) -> Iterator[SandboxFactory]:
     """Starts clusters of other kinds; the same spec twice in a session is the same cluster, reset."""
-    _skip_where_impossible()
+    _skip_where_impossible(release)
     started: dict[SandboxSpec, Sandbox] = {}
     with contextlib.ExitStack() as stack:
 
         def make(spec: SandboxSpec) -> Sandbox:
+            spec = replace(spec, release=release)
             if spec in started and started[spec].directory.exists():
                 started[spec].reset()
             else:
@@ -52,6 +56,6 @@ def sandbox_factory() -> Iterator[SandboxFactory]:
         yield make
 
 
-def _skip_where_impossible() -> None:
-    if reason := why_not():
+def _skip_where_impossible(release: str) -> None:
+    if reason := why_not(Userland(release)):
         pytest.skip(reason)

@@ -91,8 +91,8 @@ def test_a_job_that_outlives_its_time_limit_is_reported_as_such():
     assert stock[0].outcome == ours[0].outcome == "TIMEOUT"
 
 
-def test_status_and_explain_work_while_server_and_agent_run():
-    with Sandbox.up(SandboxSpec(accounting=False)) as box, run.tapfinger_running(box, "price"):
+def test_status_and_explain_work_while_server_and_agent_run(release):
+    with Sandbox.up(SandboxSpec(accounting=False, release=release)) as box, run.tapfinger_running(box, "price"):
         job_id = box.submit("sleep 5", "--gres=gpu:1", "--time=1", "--comment=tapfinger gpus=1-4 class=unknown")
         box.wait_state(job_id, "RUNNING")
         status = tapfinger("status", "--config", str(box.tapfinger_toml))

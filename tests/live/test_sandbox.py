@@ -15,14 +15,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from slurm_plugin.sandbox import Sandbox, SandboxSpec, register
 from tapfinger_hpc.errors import SandboxError
 
 pytestmark = pytest.mark.slurm
 
-SMALL = SandboxSpec(nodes=2, partitions=1, accounting=False)
 TAPFINGER = (sys.executable, "-m", "tapfinger_hpc.cli", "sandbox")
+
+
+@pytest.fixture
+def small(release: str) -> SandboxSpec:
+    return SandboxSpec(nodes=2, partitions=1, accounting=False, release=release)
+
+
+@pytest.fixture
+def accounted_for(small: SandboxSpec) -> SandboxSpec:
+    return replace(small, accounting=True)
+
+
+@pytest.fixture
+def command_up(release: str, folder: Path) -> list[str]:
+    """The command that starts a sandbox in the folder."""
+    return [*TAPFINGER, "up", f"--dir={folder}", *([f"--release={release}"] if release else [])]
 
 
 @pytest.fixture
@@ -110,8 +126,8 @@ def test_a_job_ends_well_where_nobody_listens_at_the_wake_socket(cluster: Sandbo
     assert cluster.wait_state(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
 
 
-def test_two_sandboxes_at_once_know_nothing_of_each_other(cluster: Sandbox, folder: Path) -> None:
-    with Sandbox.up(SMALL, folder) as other:
+def test_two_sandboxes_at_once_know_nothing_of_each_other(cluster: Sandbox, folder: Path, small: SandboxSpec) -> None:
+    with Sandbox.up(small, folder) as other:
         ours = set(range(cluster.ports.first, cluster.ports.first + cluster.ports.count))
         theirs = set(range(other.ports.first, other.ports.first + other.ports.count))
         assert not ours & theirs
@@ -122,8 +138,8 @@ def test_two_sandboxes_at_once_know_nothing_of_each_other(cluster: Sandbox, fold
     assert cluster.run("scontrol", "ping").stdout.strip().endswith("UP")
 
 
-def test_down_leaves_no_process_and_no_file_though_jobs_are_running(folder: Path) -> None:
-    sandbox = Sandbox.up(SandboxSpec(nodes=2, partitions=1), folder)
+def test_down_leaves_no_process_and_no_file_though_jobs_are_running(folder: Path, accounted_for: SandboxSpec) -> None:
+    sandbox = Sandbox.up(accounted_for, folder)
     plain = sandbox.submit("sleep 76541 & sleep 76542", as_user="nobody")
     hiding = sandbox.submit("(env -i setsid sleep 76543 &); env -i sleep 76544")
     stubborn = sandbox.submit("trap '' TERM INT HUP; sleep 76545; sleep 76546")
@@ -136,8 +152,10 @@ def test_down_leaves_no_process_and_no_file_though_jobs_are_running(folder: Path
 
 
 @pytest.mark.parametrize("victims", [("slurmctld",), ("munged", "mariadb"), ("slurmdbd", "slurmd.n1", "slurmctld")])
-def test_down_works_after_daemons_were_killed(folder: Path, victims: tuple[str, ...]) -> None:
-    sandbox = Sandbox.up(SandboxSpec(nodes=2, partitions=1), folder)
+def test_down_works_after_daemons_were_killed(
+    folder: Path, victims: tuple[str, ...], accounted_for: SandboxSpec
+) -> None:
+    sandbox = Sandbox.up(accounted_for, folder)
     sandbox.wait_state(sandbox.submit("sleep 76547"), "RUNNING")
     for name in victims:
         os.kill(sandbox.running()[name], signal.SIGKILL)
@@ -146,8 +164,8 @@ def test_down_works_after_daemons_were_killed(folder: Path, victims: tuple[str, 
     assert traces(folder, "sleep\x0076547") == []
 
 
-def test_down_ends_a_sandbox_whose_folder_was_removed_by_hand(folder: Path) -> None:
-    sandbox = Sandbox.up(SMALL, folder)
+def test_down_ends_a_sandbox_whose_folder_was_removed_by_hand(folder: Path, small: SandboxSpec) -> None:
+    sandbox = Sandbox.up(small, folder)
     sandbox.wait_state(sandbox.submit("sleep 76549"), "RUNNING")
     shutil.rmtree(folder, ignore_errors=True)
     assert Sandbox.end(folder)
@@ -155,16 +173,18 @@ def test_down_ends_a_sandbox_whose_folder_was_removed_by_hand(folder: Path) -> N
     assert not Sandbox.end(folder)
 
 
-def test_an_up_that_fails_shows_the_log_and_cleans_up(folder: Path) -> None:
+def test_an_up_that_fails_shows_the_log_and_cleans_up(folder: Path, accounted_for: SandboxSpec) -> None:
     with pytest.raises(SandboxError, match=r"starting slurmctld: it ended(.|\n)*unrecognized key: NoSuchKey"):
-        Sandbox.up(SandboxSpec(nodes=1, partitions=1, extra_conf=("NoSuchKey=1",)), folder)
+        Sandbox.up(replace(accounted_for, extra_conf=("NoSuchKey=1",)), folder)
     assert traces(folder) == []
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("reached", ["sandbox.json", "munge/munge.socket", "mysql", "run/slurmdbd.pid"])
-def test_an_interrupted_up_cleans_up(folder: Path, with_signal: signal.Signals, reached: str) -> None:
-    command = subprocess.Popen([*TAPFINGER, "up", "--dir", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def test_an_interrupted_up_cleans_up(
+    folder: Path, with_signal: signal.Signals, reached: str, command_up: list[str]
+) -> None:
+    command = subprocess.Popen(command_up, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     when((folder / reached).exists)
     command.send_signal(with_signal)
     command.communicate(timeout=60)
@@ -172,10 +192,10 @@ def test_an_interrupted_up_cleans_up(folder: Path, with_signal: signal.Signals, 
     assert traces(folder) == []
 
 
-def test_a_sandbox_whose_process_was_killed_is_ended_by_the_next_one(folder: Path) -> None:
+def test_a_sandbox_whose_process_was_killed_is_ended_by_the_next_one(folder: Path, small: SandboxSpec) -> None:
     script = (
         "from pathlib import Path; import sys, time; from slurm_plugin.sandbox import Sandbox, SandboxSpec\n"
-        f"with Sandbox.up(SandboxSpec(nodes=1, partitions=1, accounting=False), Path({str(folder)!r})):\n"
+        f"with Sandbox.up({small!r}, Path({str(folder)!r})):\n"
         "    print('up', flush=True); time.sleep(600)\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -184,23 +204,25 @@ def test_a_sandbox_whose_process_was_killed_is_ended_by_the_next_one(folder: Pat
     owner.kill()
     owner.communicate(timeout=30)
     assert Sandbox.attach(folder).missing() == ()
-    with Sandbox.up(SMALL):
+    with Sandbox.up(small):
         assert traces(folder) == []
 
 
 @pytest.mark.parametrize("reached", ["sandbox.json", "mysql"])
-def test_a_start_that_was_killed_is_ended_by_the_next_one(folder: Path, reached: str) -> None:
-    command = subprocess.Popen([*TAPFINGER, "up", "--dir", folder], stdout=subprocess.DEVNULL)
+def test_a_start_that_was_killed_is_ended_by_the_next_one(
+    folder: Path, reached: str, small: SandboxSpec, command_up: list[str]
+) -> None:
+    command = subprocess.Popen(command_up, stdout=subprocess.DEVNULL)
     when((folder / reached).exists)
     command.kill()
     command.wait(timeout=30)
     assert traces(folder) != []
-    with Sandbox.up(SMALL):
+    with Sandbox.up(small):
         assert traces(folder) == []
 
 
-def test_a_stranger_with_the_pid_of_a_daemon_is_spared(folder: Path) -> None:
-    with Sandbox.up(SMALL, folder) as sandbox, subprocess.Popen(["sleep", "60"]) as stranger:
+def test_a_stranger_with_the_pid_of_a_daemon_is_spared(folder: Path, small: SandboxSpec) -> None:
+    with Sandbox.up(small, folder) as sandbox, subprocess.Popen(["sleep", "60"]) as stranger:
         sandbox.kill_slurmctld()
         (sandbox.layout.run / "slurmctld.pid").write_text(f"{stranger.pid}\n")
         sandbox.kill_slurmctld()
@@ -294,13 +316,14 @@ def test_an_overlapping_partition_holds_all_nodes(sandbox_factory: Callable[[San
     overlapping.wait_state(job, "COMPLETED")
 
 
-def test_the_command_brings_a_sandbox_up_shows_it_and_takes_it_down(folder: Path) -> None:
+def test_the_command_brings_a_sandbox_up_shows_it_and_takes_it_down(folder: Path, release: str) -> None:
     def tapfinger(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*TAPFINGER, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
     where = ("--dir", str(folder))
+    of = ("--release", release) if release else ()
     up = json.loads(
-        tapfinger("up", *where, "--nodes=2", "--partitions=2", "--gpus=1", "--no-accounting", "--json").stdout
+        tapfinger("up", *where, *of, "--nodes=2", "--partitions=2", "--gpus=1", "--no-accounting", "--json").stdout
     )
     assert up["partitions"] == {"pa": ["n1"], "pb": ["n2"]}
     again = tapfinger("up", *where)
@@ -332,9 +355,9 @@ def test_the_command_brings_a_sandbox_up_shows_it_and_takes_it_down(folder: Path
     assert "no sandbox in" in nothing.stderr
 
 
-def test_a_folder_that_is_in_use_is_left_as_it_is(folder: Path) -> None:
+def test_a_folder_that_is_in_use_is_left_as_it_is(folder: Path, small: SandboxSpec) -> None:
     folder.mkdir()
     (folder / "thesis.tex").write_text("all I have")
     with pytest.raises(SandboxError, match="in use"):
-        Sandbox.up(SMALL, folder)
+        Sandbox.up(small, folder)
     assert (folder / "thesis.tex").read_text() == "all I have"
