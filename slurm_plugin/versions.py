@@ -17,6 +17,9 @@ UNKNOWN: Version = (0, 0)
 OLDEST: Version = (22, 5)
 """The oldest whose squeue has every column that is read."""
 
+TRIED: tuple[Version, ...] = ((22, 5), (24, 11), (26, 5))
+"""On which the live tests run."""
+
 EXCLUSIVE = frozenset({"USER", "MCS", "TOPO"})
 """Values of OverSubscribe with which a job has its nodes to itself, whatever the release."""
 

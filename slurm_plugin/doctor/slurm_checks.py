@@ -2,12 +2,10 @@
 
 import re
 
+from slurm_plugin import versions
 from slurm_plugin.doctor.check import Check, fail, needed_to_enforce, ok, skip, warn
 from slurm_plugin.doctor.facts import Facts, logged_s, settings_of
 
-OLDEST = (22, 5)
-TRIED = ((22, 5), (24, 11), (26, 5))
-"""Releases on which the live tests run."""
 LONGEST_SCHED_INTERVAL_S = 10
 _DEFAULT_SCHED_INTERVAL_S = 60
 _DEFAULT_BATCH_SCHED_DELAY_S = 3
@@ -31,20 +29,20 @@ def slurm(facts: Facts) -> Check:
             "systemctl start slurmctld munge; set slurm.conf where SLURM_CONF is not the default",
         )
     text = settings_of(facts.asked_config.text).get("SLURM_VERSION", "")
-    release = _release(text)
-    if release is None:
+    release = versions.read(text)
+    if release == versions.UNKNOWN:
         return warn(name, f"its version {text!r} is not understood", "scontrol show config | grep SLURM_VERSION")
-    if release < OLDEST:
+    if release < versions.OLDEST:
         return fail(name, f"Slurm {text}, older than 22.05", "upgrade Slurm: squeue lacks columns that are read")
-    commands = _release(facts.commands_version.text)
+    commands = versions.read(facts.commands_version.text)
     if commands != release:
         return warn(
             name,
             f"slurmctld is {text}, the commands here are {facts.commands_version.text.strip()}",
             "set slurm.bin_dir to the commands of the same release",
         )
-    if release not in TRIED:
-        known = ", ".join(f"{year}.{month:02}" for year, month in TRIED)
+    if release not in versions.TRIED:
+        known = ", ".join(f"{year}.{month:02}" for year, month in versions.TRIED)
         return warn(
             name, f"Slurm {text}: not tried, {known} are", "stay in mode observe until `tapfinger explain` fits"
         )
@@ -253,11 +251,6 @@ def _slow_submission_us(line: str, now_s: float) -> int | None:
     if found is None or logged_s(found[1], now_s) < now_s - 86400:
         return None
     return int(found[2])
-
-
-def _release(text: str) -> tuple[int, int] | None:
-    found = re.search(r"(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else None
 
 
 def _number(text: str | None, default: int) -> int:
