@@ -22,11 +22,12 @@ class ClassesFile:
 
     def attach(self, state: ClusterState) -> ClusterState:
         """The state with the classes that its jobs name, as far as they are known."""
-        known = self._current()
+        known = self.known()
         named = {job.job_class for job in state.pending} | {job.job_class for job in state.running}
         return msgspec.structs.replace(state, classes=tuple(known[name] for name in named if name in known))
 
-    def _current(self) -> dict[str, JobClass]:
+    def known(self) -> dict[str, JobClass]:
+        """All classes, as the file has them now."""
         if self._path is None:
             return self._classes
         try:

@@ -1,8 +1,10 @@
-"""The commands ``agent``, ``doctor``, ``janitor``, ``status``, ``explain``, ``learn`` and ``profile``."""
+"""The commands ``agent``, ``doctor``, ``janitor``, ``status``, ``explain``, ``learn``, ``profile`` and ``report``."""
 
 import logging
 import signal
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -224,6 +226,41 @@ def doctor(config_file: Path | None, as_json: bool) -> None:
         views.show_diagnosis(found)
     if not found.healthy:
         sys.exit(3)
+
+
+@click.command()
+@_CONFIG
+@click.option("--since", default="7d", show_default=True, help="Jobs that ended from then on: 7d, 2025-01-31, seconds.")
+@click.option("--until", default="", help="Jobs that ended before then; now, if not given.")
+@click.option(
+    "--trace",
+    "trace_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the jobs as a trace instead, for `tapfinger evaluate --trace`.",
+)
+@_JSON
+def report(config_file: Path | None, since: str, until: str, trace_file: Path | None, as_json: bool) -> None:
+    """What TapFinger would have saved while it watched, and what it did save while it enforced.
+
+    Each job that ended is held against what was decided for it; with an interval, the jobs that lost, and what such
+    figures cannot say.
+    """
+    from slurm_plugin import views, worth
+    from trace_tools.since import moment_s
+
+    config = configuration.load(config_file)
+    here = datetime.now().astimezone().tzinfo or UTC
+    since_s = moment_s(since, here, time.time()) or 0
+    until_s = moment_s(until, here, time.time()) or int(time.time()) + 1
+    if trace_file is not None:
+        count = worth.write_trace(config, since_s, until_s, trace_file)
+        click.echo(f"{trace_file}: {count} jobs; replay them with: tapfinger evaluate --trace {trace_file}")
+        return
+    found = worth.report(config, since_s, until_s)
+    if as_json:
+        _print_json(found)
+    else:
+        views.show_worth(found)
 
 
 @click.command()

@@ -74,6 +74,7 @@ def record_of(
         granted=record.amounts,
         requested=requested or record.amounts,
         nodes=record.node_count,
+        node_names=record.nodes,
         gpu_type=record.gpu_type,
         submit_time_s=record.submit_s,
         start_time_s=record.start_s,

@@ -104,7 +104,7 @@ def running_jobs(records: Iterable[JobRecord], site: Site) -> list[RunningJob]:
     Slurm can tell the exact share of each node, but only at the price of one more and longer command a cycle; it
     matters for jobs of several nodes alone, and there only for what is expected to become free later.
     """
-    return [_running(record, site.partitions) for record in records if record.state in HOLDING and record.nodes]
+    return [_running(record, site) for record in records if record.state in HOLDING and record.nodes]
 
 
 def _pending(record: JobRecord, site: Site, now_s: float) -> PendingJob:
@@ -246,8 +246,11 @@ def _active_tasks(records: Iterable[JobRecord]) -> dict[str, int]:
     return active
 
 
-def _running(record: JobRecord, partitions: Mapping[str, PartitionConfig]) -> RunningJob:
-    mark, why = _mark(record, partitions)
+def _running(record: JobRecord, site: Site) -> RunningJob:
+    mark, why = _mark(record, site.partitions)
+    lease = lease_of(record.admin_comment)
+    # What was leased is ours however it runs. Where nothing is leased it is what would have been.
+    managed = not why and (lease is not None or not (site.needs_lease or _why_not_managed(record, mark, lease, site)))
     return RunningJob(
         job_id=record.job_id,
         submit_time_s=record.submit_s,
@@ -257,7 +260,7 @@ def _running(record: JobRecord, partitions: Mapping[str, PartitionConfig]) -> Ru
         end_limit_s=record.end_s if record.time_limit_s is not None else None,
         user=record.user,
         job_class=mark.job_class if mark else "",
-        managed=not why and lease_of(record.admin_comment) is not None,
+        managed=managed,
     )
 
 

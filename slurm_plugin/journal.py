@@ -9,7 +9,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -321,6 +321,40 @@ class Journal:
             return []
         rows = self._connection.execute("select ended_id, record from ended where ended_id > ? order by 1", (number,))
         return [(ended_id, msgspec.json.decode(record, type=EndedJob)) for ended_id, record in rows]
+
+    # What a report holds against each other.
+
+    def ended_between(self, since_s: float, until_s: float) -> list[EndedJob]:
+        """Jobs that were seen to end in this time; the last run of each that was requeued."""
+        if not self._connection.execute("select 1 from sqlite_master where name = 'ended'").fetchone():
+            return []
+        rows = self._connection.execute(
+            "select job_id, submit_time_s, record from ended where at_s >= ? and at_s < ? order by ended_id",
+            (since_s, until_s),
+        )
+        latest = {(job_id, submit_s): record for job_id, submit_s, record in rows}
+        return [msgspec.json.decode(record, type=EndedJob) for record in latest.values()]
+
+    def told_of(self, keys: Collection[JobKey]) -> dict[JobKey, list[Told]]:
+        """What was decided for these jobs, oldest first."""
+        found: dict[JobKey, list[Told]] = {}
+        rows = self._connection.execute(
+            "select job_id, submit_time_s, at_s, decision_id, policy, decision, refused, mode from told "
+            "order by told_id"
+        )
+        for job_id, submit_s, at_s, decision_id, policy, decision, refused, mode in rows:
+            if (key := (job_id, submit_s)) in keys:
+                one = Told(at_s, decision_id, policy, msgspec.json.decode(decision, type=Decision), refused, mode)
+                found.setdefault(key, []).append(one)
+        return found
+
+    def intents_of(self, keys: Collection[JobKey]) -> dict[JobKey, list[Intent]]:
+        """How these jobs were placed, oldest first."""
+        found: dict[JobKey, list[Intent]] = {}
+        for intent in self._intents("order by intent_id", ()):
+            if intent.key in keys:
+                found.setdefault(intent.key, []).append(intent)
+        return found
 
     # What the agent remembers of waiting jobs.
 

@@ -1,5 +1,6 @@
 """What commands found, for a terminal (rich)."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,6 +12,8 @@ from slurm_plugin.report import Status, local
 if TYPE_CHECKING:
     from slurm_plugin.doctor import Diagnosis
     from slurm_plugin.profile import Step
+    from slurm_plugin.worth import Worth
+    from slurm_plugin.worth.sums import Sum
 
 
 def show_status(found: Status) -> None:
@@ -43,6 +46,48 @@ def show_diagnosis(found: "Diagnosis") -> None:
             console.print(f"      fix: {check.fix}")
     count = {status: sum(check.status == status for check in found.checks) for status in colours}
     console.print(", ".join(f"{number} {status}" for status, number in count.items() if number))
+
+
+def show_worth(found: "Worth") -> None:
+    """Prints what TapFinger was worth, what lost, and what the figures cannot say."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{local(found.since_s)} to {local(found.until_s)}: {found.ended} jobs of ours ended")
+    for one in filter(None, (found.watched, found.enforced)):
+        console.print(*_worth_lines(one), sep="\n")
+    if not (found.watched or found.enforced):
+        console.print("Nothing was decided for any of them.")
+    for why, count in sorted(found.left_out.items()):
+        console.print(f"  {count} not in the figures: {why}")
+    for text in found.unfinished:
+        console.print(f"  did not finish: job {text}")
+    for note in found.notes:
+        console.print(note, style="dim")
+
+
+def _worth_lines(one: "Sum") -> Iterator[str]:
+    would = "would have " if one.way == "watched" else ""
+    placed = "that would have been placed" if would else "placed"
+    yield f"{one.way}: {one.jobs} jobs, {one.placed} {placed}, {one.changed} on other amounts than stock Slurm's"
+    if one.waiting_unknown:
+        yield f"  {one.waiting_unknown} more, of which stock Slurm's waiting is not known"
+    if not one.jobs:
+        return
+    # The one that is measured stands first.
+    stock = f"stock Slurm {one.stock_mean_s:.0f} s"
+    ours = f"TapFinger {one.tapfinger_mean_s:.0f} s"
+    yield f"  from submission to the end, mean: {', '.join((stock, ours) if would else (ours, stock))}"
+    at_least = f"; at least {one.completion_at_least}" if one.completion_at_least and one.contested else ""
+    yield f"  {would}saved {one.completion}{at_least}"
+    yield f"  of that {one.waiting_saved_s:.0f} s by waiting less, {one.running_saved_s:.0f} s by running faster"
+    yield f"  GPU hours: stock Slurm {one.stock_gpu_hours:.1f}, TapFinger {one.tapfinger_gpu_hours:.1f}"
+    if one.contested:
+        yield f"  {one.contested} decisions were for room that an earlier one had taken"
+    if one.from_prior:
+        yield f"  {one.from_prior} jobs are of classes of which nothing is known: tapfinger learn"
+    yield f"  {one.lost} jobs {would or 'have '}lost" + (":" if one.lost else "")
+    for loser in one.losers:
+        lost = f"{loser.lost_s:.0f} s more than {loser.stock_s:.0f} s"
+        yield f"    job {loser.job_id} of {loser.user}: {lost}; {loser.why}"
 
 
 def show_curve(step: "Step") -> None:

@@ -113,6 +113,7 @@ def test_a_missing_file_is_an_error_where_it_was_named(tmp_path):
         ["janitor"],
         ["learn"],
         ["profile", "--class=a", __file__],
+        ["report"],
         ["serve"],
         ["status"],
         ["trace", "collect", "--output={folder}/out"],

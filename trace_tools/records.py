@@ -58,6 +58,8 @@ class EndedJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     requested: Resources
     """What it asked for, on all nodes together."""
     nodes: Annotated[int, Meta(ge=1)] = 1
+    node_names: tuple[str, ...] = ()
+    """Those that it ran on; () where the source does not say."""
     gpu_type: str = ""
     submit_time_s: int = 0
     """Seconds since the epoch; 0 where the source has no times."""
