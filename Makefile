@@ -7,7 +7,7 @@ COMPILED := $(VENV)/.compiled
 # Tests that run at once; each worker has a throw-away Slurm cluster of its own.
 JOBS   ?= 2
 
-.PHONY: help demo test tools lint fast slow live bench clean
+.PHONY: help demo test tools lint fast slow live bench dist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -56,6 +56,10 @@ live: $(COMPILED)  ## tests on a real slurmctld (skipped where none can be had);
 
 bench: $(COMPILED)  ## the figures of docs/benchmarks.md, some ten minutes
 	$(BIN)/tapfinger bench live --json bench.json
+
+# For other versions of Python than the one at hand: make dist PYTHONS="3.11 3.13".
+dist: $(STAMP)  ## wheel, offline bundle and .deb, in dist/
+	$(BIN)/python -m release.build $(if $(PYTHONS),--python $(PYTHONS))
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
 from tapfinger_hpc import __version__
 from tapfinger_hpc.errors import TapfingerError
@@ -92,6 +93,11 @@ class LazyGroup(click.Group):
         for child, place in GRAFTED.get(name, {}).items():
             command.add_command(_at(place), child)
         return command
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [name for name in self.list_commands(context) if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, context, incomplete)
+        return [*(CompletionItem(name, help=self._summaries[name]) for name in names), *options]
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

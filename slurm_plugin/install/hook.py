@@ -26,7 +26,7 @@ def module_files(folder: str, site_text: str) -> tuple[File, ...]:
 
 def script(folder: str) -> File:
     """The job_submit.lua of a site that has none. Slurm reads the scripts again when this one's time of change is
-    another.
+    a later one, in whole seconds.
     """
     return File(f"{folder}/{SCRIPT}", _lua(SCRIPT), follows=(f"{folder}/{SITE_FILE}", f"{folder}/{MODULE}"))
 

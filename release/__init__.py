@@ -1,0 +1,1 @@
+"""Builds what is given to sites. Not part of the package."""
