@@ -7,7 +7,11 @@ COMPILED := $(VENV)/.compiled
 # Tests that run at once; each worker has a throw-away Slurm cluster of its own.
 JOBS   ?= 2
 
-.PHONY: help demo test tools lint fast slow live bench dist clean
+# The other Slurm: each commit has its own, and both come round. RELEASE names one.
+RELEASE ?=
+OTHER  := $(or $(RELEASE),$(shell case "$$(git rev-parse HEAD 2>/dev/null)" in (*[02468ace]) echo sid;; (*) echo trixie;; esac))
+
+.PHONY: help demo test tools lint fast slow live other bench dist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,11 +29,13 @@ $(STAMP): setup.cfg constraints.txt
 demo: $(STAMP)  ## the same jobs on stock Slurm and with TapFinger, on a real throw-away cluster
 	$(BIN)/tapfinger demo --install
 
-test: tools lint fast slow live  ## everything that CI runs
+test: tools lint fast slow live other  ## everything that CI runs
 
-# The hook's wake-ups are tested with a Lua outside of slurmctld too; without it those tests are skipped.
+# The hook's wake-ups are tested with a Lua outside of slurmctld too, and debootstrap fetches the other Slurm; without
+# them those tests are skipped.
+TOOLS := lua5.1 lua-socket debootstrap
 tools:
-	@dpkg -s lua5.1 lua-socket >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq lua5.1 lua-socket; } || true
+	@dpkg -s $(TOOLS) >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq $(TOOLS); } || true
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -53,6 +59,11 @@ live: $(COMPILED)  ## tests on a real slurmctld (skipped where none can be had);
 	@$(BIN)/tapfinger sandbox install $(if $(RELEASE),--release $(RELEASE)) || \
 	    echo "this Slurm cannot be had here: the tests that need it are skipped"
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --reruns 1 -rfEsR -m slurm --slurm-release '$(RELEASE)'
+
+other: $(COMPILED)  ## the core of the live tests on the Slurm of another Debian, trixie or sid in turn
+	@$(BIN)/tapfinger sandbox install --release $(OTHER) || \
+	    echo "Debian $(OTHER) cannot be had here: the tests that need its Slurm are skipped"
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --reruns 1 -rfEsR -m 'slurm and core' --slurm-release $(OTHER)
 
 bench: $(COMPILED)  ## the figures of docs/benchmarks.md, some ten minutes
 	$(BIN)/tapfinger bench live --json bench.json

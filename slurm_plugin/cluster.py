@@ -387,7 +387,8 @@ def _difference(update: JobUpdate, after: JobRecord | None, *, keeps_priority: b
 def _difference_running(update: JobUpdate, after: JobRecord) -> str:
     if update.node and after.nodes != (update.node,):
         return f"job {update.job_id} runs on {','.join(after.nodes)}, not on {update.node}"
-    if update.node is None or not update.node or update.amounts is None:
+    # Of a job that was freed from its node and started at once: it must run with what it was given back.
+    if update.node is None or update.amounts is None:
         return f"job {update.job_id} runs already"
     # Slurm grants whole cores.
     granted = after.amounts

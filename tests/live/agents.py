@@ -135,6 +135,12 @@ def is_running(box: Sandbox, job_id: object) -> bool:
     return box.job(str(job_id))["JobState"] in ("RUNNING", "COMPLETING", "COMPLETED")
 
 
+def request(box: Sandbox, job_id: object) -> dict[str, str]:
+    """A job's record without what Slurm notes in it by itself whenever it looks at the job."""
+    noted = ("Reason", "LastSchedEval", "Scheduler", "AccrueTime")
+    return {name: value for name, value in box.job(str(job_id)).items() if name not in noted}
+
+
 # Processes.
 
 

@@ -55,6 +55,7 @@ def come_and_go(box: Sandbox) -> bool:
 # Reading.
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("options", "asked"),
     [
@@ -77,6 +78,7 @@ def test_the_request_of_a_job_is_read_in_every_spelling(
     assert not waiting(state, foreign).managed
 
 
+@pytest.mark.core
 def test_what_runs_is_off_what_is_free(cluster: Sandbox, slurm: SlurmCluster) -> None:
     one = cluster.submit("sleep 300", "-c5", "--gres=gpu:3", "--mem=10G", "--nodelist=n1", "--time=30")
     two = cluster.submit("sleep 300", "-N2", "-n4", "--gres=gpu:1", "--mem=2G", "-ppb")
@@ -92,6 +94,7 @@ def test_what_runs_is_off_what_is_free(cluster: Sandbox, slurm: SlurmCluster) ->
     assert state.node("n5").free == state.node("n5").capacity == Resources(16, 4, 64000)
 
 
+@pytest.mark.core
 def test_nodes_where_nothing_may_start_are_not_available(cluster: Sandbox, slurm: SlurmCluster) -> None:
     cluster.set_node("n1", "drain")
     cluster.set_node("n2", "down")
@@ -105,6 +108,7 @@ def test_nodes_where_nothing_may_start_are_not_available(cluster: Sandbox, slurm
     assert [node.name for node in state.nodes if node.available] == ["n4", "n5", "n6"]
 
 
+@pytest.mark.core
 def test_a_name_or_comment_cannot_pass_for_another_job_or_field(cluster: Sandbox, slurm: SlurmCluster) -> None:
     victim = cluster.submit("true", "--begin=now+1hour", "--comment=tapfinger gpus=1-2", "--gres=gpu:1", as_user=USER)
     honest = slurm.observe()
@@ -122,6 +126,7 @@ def test_a_name_or_comment_cannot_pass_for_another_job_or_field(cluster: Sandbox
     assert not any(job.managed or job.ticket for job in state.pending)
 
 
+@pytest.mark.core
 def test_tasks_of_an_array_are_seen_one_by_one_within_its_limit(cluster: Sandbox, slurm: SlurmCluster) -> None:
     array = leased(cluster, "--array=0-99%3", "--gres=gpu:1")
     cluster.run("scontrol", "update", f"jobid={array}_1", "starttime=now")
@@ -175,6 +180,7 @@ def place(slurm: SlurmCluster, job_id: object, placement: Placement) -> tuple[Jo
     return original_of(job, placement), slurm.apply(decision.update_for(job, placement))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("tasks", [1, 4])
 @pytest.mark.parametrize("gpus", [0, 1, 4])
 def test_a_placed_job_runs_with_just_what_was_decided(
@@ -199,6 +205,7 @@ def test_a_placed_job_runs_with_just_what_was_decided(
     assert f"cpu=4,mem=5000M,node=1,billing=4{f',gres/gpu={gpus}' if gpus else ''}" in record["TRES"]
 
 
+@pytest.mark.core
 def test_taking_a_placement_back_leaves_the_job_as_it_was(cluster: Sandbox, slurm: SlurmCluster) -> None:
     blocker = cluster.submit("sleep 300", "--exclusive", "--nodelist=n3", "-p", "pb")
     cluster.wait_state(blocker, "RUNNING")
@@ -216,6 +223,7 @@ def test_taking_a_placement_back_leaves_the_job_as_it_was(cluster: Sandbox, slur
     assert after == {name: value for name, value in before.items() if name not in ("ReqNodeList", "MinCPUsNode")}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("asked", [["--gpus=2"], []])
 def test_a_job_runs_with_the_gpus_it_asked_for_after_a_placement_with_others_was_taken_back(
     cluster: Sandbox, slurm: SlurmCluster, asked: list[str]
@@ -285,6 +293,7 @@ def test_a_job_that_waits_no_more_is_not_touched(cluster: Sandbox, slurm: SlurmC
     assert fields(cluster, job_id) == before
 
 
+@pytest.mark.core
 def test_a_held_job_is_neither_placed_nor_released(cluster: Sandbox, slurm: SlurmCluster) -> None:
     job_id = leased(cluster, "--gpus=1", as_user=USER)
     job = waiting(slurm.observe(), job_id)
@@ -317,6 +326,7 @@ def test_a_computed_priority_is_computed_again(sandbox_factory) -> None:
     assert box.job(job_id)["JobState"] == "PENDING"
 
 
+@pytest.mark.core
 def test_leases_are_renewed_in_one_go_and_what_ended_is_passed_over(cluster: Sandbox, slurm: SlurmCluster) -> None:
     single, array = leased(cluster, "--gpus=1"), leased(cluster, "--array=0-40", "--gpus=1")
     cancelled, started = leased(cluster), leased(cluster)

@@ -16,6 +16,7 @@ from trace_tools.convert import Wanted, convert
 pytestmark = pytest.mark.slurm
 
 
+@pytest.mark.core
 def test_jobs_that_ran_come_back_from_accounting(cluster: Sandbox, tmp_path: Path):
     begun_s = int(time.time()) - 5
     odd = "a | name\nover two lines"

@@ -46,6 +46,7 @@ FORMS = {
 OWN_TO_A_JOB = {
     "SLURM_JOB_ID",
     "SLURM_JOBID",
+    "SLURM_JOB_SLUID",
     "SLURM_JOB_NODELIST",
     "SLURM_NODELIST",
     "SLURM_STEP_NODELIST",
@@ -199,12 +200,14 @@ def reports(sandbox: Sandbox) -> dict[tuple[str, str], Report]:
     return {key: Report.of(sandbox, job_id) for key, job_id in jobs.items()}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("form", FORMS)
 def test_a_job_whose_lease_ends_untouched_gets_exactly_what_it_asked_for(reports, form):
     assert reports[form, "expired"].amounts() == reports[form, "stock"].amounts()
     assert reports[form, "expired"].record["AdminComment"].startswith("tapfinger lease=1 ")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("form", FORMS)
 def test_without_ranges_the_whole_environment_is_that_of_stock_slurm(reports, form):
     leased, stock = reports[form, "expired without ranges"], reports[form, "stock"]
@@ -214,6 +217,7 @@ def test_without_ranges_the_whole_environment_is_that_of_stock_slurm(reports, fo
     assert leased.amounts() == stock.amounts()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("way", ["grown", "shrunk"])
 @pytest.mark.parametrize("form", FORMS)
 def test_one_update_gives_the_job_and_a_nested_srun_what_was_decided(reports, form, way):
@@ -229,6 +233,7 @@ def test_one_update_gives_the_job_and_a_nested_srun_what_was_decided(reports, fo
         assert environment["SLURM_NTASKS"] == str(tasks)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("form", FORMS)
 def test_no_variable_tells_a_resized_job_its_old_number_of_gpus(reports, form):
     for environment in (reports[form, "grown"].batch, *reports[form, "grown"].tasks):
@@ -378,6 +383,7 @@ def test_every_task_of_an_array_is_leased_and_each_can_be_placed_by_itself(clust
 # Leases and their guard.
 
 
+@pytest.mark.core
 def test_a_user_cannot_start_a_leased_job_but_can_do_everything_else_with_it(cluster):
     sign_of_life(cluster, lease_s=300)
     job_id = cluster.submit("true", "--comment=tapfinger", as_user=USER)
@@ -414,6 +420,7 @@ def test_root_may_start_a_leased_job(cluster):
     cluster.wait_state(job_id, "COMPLETED")
 
 
+@pytest.mark.core
 def test_a_user_cannot_write_the_hooks_mark(cluster):
     sign_of_life(cluster)
     job_id = cluster.submit("true", "--hold", as_user=USER)
@@ -517,6 +524,7 @@ def waiting_at(agent: socket.socket) -> list[bytes]:
     return datagrams
 
 
+@pytest.mark.core
 def test_a_leased_job_wakes_the_agent_and_others_do_not(cluster, agents_socket):
     sign_of_life(cluster)
     held(cluster, comment="not ours")

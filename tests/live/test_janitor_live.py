@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agents import PRIMED, LiveAgent, command, hook_mode, is_running, toml_for
+from agents import PRIMED, LiveAgent, command, hook_mode, is_running, request, toml_for
 
 from slurm_plugin import hookfile
 from slurm_plugin.sandbox import Sandbox
@@ -65,11 +65,11 @@ def test_the_janitor_leaves_everything_to_an_agent_that_lives(cluster: Sandbox, 
     job_id = killed_after_its_update(cluster, tmp_path)
     toml = toml_for(cluster, tmp_path)
     hookfile.write(cluster.layout.hook_file, "enforce", time.time(), 60)
-    before = cluster.job(job_id)
+    before = request(cluster, job_id)
     said = command(cluster, "janitor", "--config", str(toml))
     assert said.returncode == 0
     assert "in charge" in said.stdout
-    assert cluster.job(job_id) == before
+    assert request(cluster, job_id) == before
     assert command(cluster, "janitor", "--config", str(toml), "--force").returncode == 0
     assert cluster.wait_state(job_id, "COMPLETED")["NumCPUs"] == "3"
 

@@ -14,6 +14,8 @@ from trace_tools.classes import class_of
 
 pytestmark = pytest.mark.slurm
 
+ASKED = ("-c1", "--gpus=1", "--mem=1500")
+
 
 def test_jobs_that_end_become_a_class_that_the_next_ones_are_decided_with(cluster: Sandbox, tmp_path: Path) -> None:
     classes_file = tmp_path / "classes.json"
@@ -22,16 +24,16 @@ def test_jobs_that_end_become_a_class_that_the_next_ones_are_decided_with(cluste
         amounts = {"n1": Resources(2, 1, 2000), "n2": Resources(4, 2, 4000)}
         jobs = {}
         for node, wanted in amounts.items():
-            jobs[node] = cluster.submit("sleep 2", f"--comment={PRIMED} class=naps", "-c1", "--mem=1500", as_user=USER)
+            jobs[node] = cluster.submit("sleep 2", f"--comment={PRIMED} class=naps", *ASKED, as_user=USER)
             agent.script.place(jobs[node], node, wanted)
-        late = cluster.submit("sleep 60", f"--comment={PRIMED} class=naps", "-t1", "-c1", "--mem=1500", as_user=USER)
+        late = cluster.submit("sleep 60", f"--comment={PRIMED} class=naps", "-t1", *ASKED, as_user=USER)
         agent.until(lambda: len(agent.journal.ended_after(0)) == 2, "both to be journalled")
         kept = {job.job_id: job for _, job in agent.journal.ended_after(0)}
         for node, wanted in amounts.items():
             job = kept[str(jobs[node])]
             assert (job.state, job.granted) == ("COMPLETED", wanted)
             assert 1 <= job.elapsed_s <= 10
-            assert job.requested == Resources(1, 0, 1500)
+            assert job.requested == Resources(1, 1, 1500)
             assert job.user == USER
         said = command(cluster, "learn", "--config", str(toml_for(cluster, tmp_path)), "--output", str(classes_file))
         assert said.returncode == 0, said.stderr
@@ -49,7 +51,7 @@ def test_jobs_that_declare_no_class_have_that_of_their_user_account_and_name(clu
     agent = LiveAgent(cluster, tmp_path)
     try:
         named = f"--job-name=nap 2024-05-01 x\t|{'y' * 20}"
-        job_id = cluster.submit("sleep 2", f"--comment={PRIMED}", named, "-c1", "--mem=1500", as_user=USER)
+        job_id = cluster.submit("sleep 2", f"--comment={PRIMED}", named, *ASKED, as_user=USER)
         array = cluster.submit("sleep 1", f"--comment={PRIMED}", "--array=1-2", "--job-name=many_7", as_user=USER)
         agent.script.place(job_id, "n1", Resources(2, 1, 2000))
         agent.until(lambda: agent.journal.ended_after(0), "the job to be journalled")

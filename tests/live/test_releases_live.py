@@ -11,7 +11,7 @@ from slurm_plugin.sandbox import Sandbox, packages, releases, userland
 from slurm_plugin.sandbox.userland import Userland
 from tapfinger_hpc.errors import SandboxError
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.core]
 
 
 def mounts() -> set[str]:

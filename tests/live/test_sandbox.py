@@ -79,6 +79,7 @@ def when(predicate: Callable[[], object], timeout_s: float = 30) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.core
 def test_a_job_sees_just_the_gpus_it_was_given(cluster: Sandbox) -> None:
     job = cluster.submit(
         "echo gpus=$CUDA_VISIBLE_DEVICES on $SLURM_GPUS_ON_NODE of $SLURM_CPUS_ON_NODE", "--gres=gpu:3", "-c5"
@@ -95,6 +96,7 @@ def test_a_job_may_start_steps_with_srun(cluster: Sandbox) -> None:
     assert cluster.output(job).strip() == "step 0 has 0"
 
 
+@pytest.mark.core
 def test_an_ordinary_user_can_submit_and_is_accounted_for(cluster: Sandbox) -> None:
     job = cluster.submit("id --user --name", "--comment=tapfinger gpus=1-2", as_user="nobody")
     cluster.wait_state(job, "COMPLETED")
