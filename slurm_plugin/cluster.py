@@ -6,6 +6,7 @@ update.
 """
 
 import errno
+import functools
 import os
 import re
 import time
@@ -14,10 +15,11 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
-from slurm_plugin import parse, parse_nodes, versions
+from slurm_plugin import parse, parse_nodes, pyslurm_jobs, versions
 from slurm_plugin.commands import Answer, Runner, SlurmCommands
 from slurm_plugin.jobs import HOLDING, Site, pending_jobs, running_jobs
 from slurm_plugin.parse import JobRecord
+from slurm_plugin.pyslurm_jobs import JobSource
 from tapfinger_hpc.config import Config
 from tapfinger_hpc.decision import TOP_PRIORITY, JobUpdate, Outcome
 from tapfinger_hpc.errors import SlurmError
@@ -40,7 +42,15 @@ _STARTED_OR_ENDED = ("Job is no longer pending execution", "Job has already fini
 class SlurmCluster:
     """Observes and changes a Slurm cluster through its commands."""
 
-    def __init__(self, commands: Runner, config: Config, *, now_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        commands: Runner,
+        config: Config,
+        *,
+        now_s: Callable[[], float] = time.time,
+        job_source: Callable[[versions.Version], JobSource | None] = lambda version: None,
+    ) -> None:
+        """``job_source`` says of a Slurm of this version where jobs are read from; None is squeue."""
         self._run = commands
         self._partitions = config.partitions
         self._needs_lease = config.agent.mode == "enforce"
@@ -51,10 +61,13 @@ class SlurmCluster:
         self._array_limits: dict[str, int] = {}
         """Kept here because neither a task on its own nor a list with such tasks merged in shows it."""
         self._settings: dict[str, str] | None = None
+        self._job_source = job_source
+        self._read_jobs: Callable[[], list[JobRecord]] | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> "SlurmCluster":
-        return cls(SlurmCommands.from_config(config.slurm), config)
+        choose = functools.partial(pyslurm_jobs.chosen, config.slurm.backend, config.slurm.conf)
+        return cls(SlurmCommands.from_config(config.slurm), config, job_source=choose)
 
     # The seam.
 
@@ -148,6 +161,12 @@ class SlurmCluster:
         return frozenset(self._partitions)
 
     def _records(self) -> list[JobRecord]:
+        """All jobs that wait or hold nodes."""
+        if self._read_jobs is None:
+            self._read_jobs = self._job_source(self._version()) or self._squeued
+        return self._read_jobs()
+
+    def _squeued(self) -> list[JobRecord]:
         """All jobs that wait or hold nodes. Arrays with waiting tasks take one more command, and sometimes two."""
         self._read_before = _read(self._run(_squeue(_STATES)), self._read_before)
         records = list(self._read_before.values())
@@ -260,7 +279,10 @@ class SlurmCluster:
         return int(limit[1]) if limit and int(limit[1]) else _NO_ARRAY_LIMIT
 
     def _differences(self) -> versions.Differences:
-        return versions.of(versions.read(self._setting("SLURM_VERSION")))
+        return versions.of(self._version())
+
+    def _version(self) -> versions.Version:
+        return versions.read(self._setting("SLURM_VERSION"))
 
     def _memory_counts(self) -> bool:
         return "MEMORY" in self._setting("SelectTypeParameters").upper()

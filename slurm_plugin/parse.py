@@ -205,10 +205,19 @@ def folded(numbers: Iterable[int]) -> str:
 
 def _job(record: bytes) -> JobRecord:
     columns, cut = _columns(record)
+    if not columns["number"].isdigit() or not record.endswith(b"\n"):
+        raise SlurmError(f"squeue: expected a job id, found {record[:12]!r}: is this Slurm older than 22.05?")
+    return record_of(columns, cut)
+
+
+def record_of(columns: Mapping[str, str], cut: tuple[str, ...] = ()) -> JobRecord:
+    """The record that these columns are.
+
+    Raises:
+        SlurmError: one of them cannot be read.
+    """
     values = {name: columns[name] if name in FREE_TEXT else given(columns[name]) for name in COLUMNS}
     number = values["number"]
-    if not number.isdigit() or not record.endswith(b"\n"):
-        raise SlurmError(f"squeue: expected a job id, found {record[:12]!r}: is this Slurm older than 22.05?")
     try:
         amounts, gpu_type = _amounts(values)
         return JobRecord(

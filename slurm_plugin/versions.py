@@ -20,6 +20,9 @@ OLDEST: Version = (22, 5)
 TRIED: tuple[Version, ...] = ((22, 5), (24, 11), (26, 5))
 """On which the live tests run."""
 
+PYSLURM_NEWEST: Version = (24, 11)
+"""Newest release whose pyslurm still has the form of jobs that is read here."""
+
 EXCLUSIVE = frozenset({"USER", "MCS", "TOPO"})
 """Values of OverSubscribe with which a job has its nodes to itself, whatever the release."""
 

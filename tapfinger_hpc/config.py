@@ -16,6 +16,7 @@ from tapfinger_hpc.errors import ConfigError, UnitError
 from tapfinger_hpc.units import Mark, mark_of
 
 Mode = Literal["observe", "advise", "enforce"]
+Backend = Literal["auto", "scontrol", "pyslurm"]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
 
@@ -83,6 +84,8 @@ class SlurmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Folder of scontrol and squeue; "" takes PATH."""
     timeout_s: Seconds = 10.0
     """Longest time that one Slurm command may take."""
+    backend: Backend = "auto"
+    """What jobs are read with: Slurm's commands (scontrol), or pyslurm; auto takes pyslurm where it fits the Slurm."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -467,10 +467,11 @@ def test_a_placed_job_that_does_not_start_is_taken_back(
 def test_a_limit_that_forbids_the_placement_holds_and_the_job_runs_as_asked(sandbox_factory, tmp_path: Path) -> None:
     box = sandbox_factory(SandboxSpec(extra_conf=("AccountingStorageEnforce=associations,limits,qos",)))
     box.run("sacctmgr", "-i", "add", "account", "lab")
-    box.run("sacctmgr", "-i", "add", "user", USER, "account=lab")
+    user = "games"  # 26.05 has no associations for nobody
+    box.run("sacctmgr", "-i", "add", "user", user, "account=lab")
     box.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "maxtresperjob=gres/gpu=1")
     with live_agent(box, tmp_path, lease_s=5) as agent:
-        job_id = box.submit("true", f"--comment={PRIMED}", "--gpus=1", as_user=USER)
+        job_id = box.submit("true", f"--comment={PRIMED}", "--gpus=1", as_user=user)
         agent.script.place(job_id, "n1", Resources(4, 2, 4000))
         agent.until(lambda: agent.fates(job_id) == ["restored"], "the placement to be taken back")
         agent.agent._decide = lambda state: (_ for _ in ()).throw(ServerError("away"))
