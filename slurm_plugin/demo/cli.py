@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.live import Live
 
 from slurm_plugin.demo import report, run, view
-from slurm_plugin.sandbox import packages
+from slurm_plugin.sandbox import packages, releases
+from slurm_plugin.sandbox.cli import release_option
+from slurm_plugin.sandbox.userland import Userland
 from tapfinger_hpc.errors import SandboxError
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.trace import Trace
@@ -34,8 +36,16 @@ KNOWLEDGE_LOG_STD = 0.1
 )
 @click.option("--simulated", is_flag=True, help="Simulate both clusters even where Slurm is installed.")
 @click.option("--install", is_flag=True, help="Install Debian's Slurm packages where they are missing (as root).")
+@release_option
 def demo(
-    seed: int, jobs: int, policy: str, json_file: Path | None, foreign: float, simulated: bool, install: bool
+    seed: int,
+    jobs: int,
+    policy: str,
+    json_file: Path | None,
+    foreign: float,
+    simulated: bool,
+    install: bool,
+    release: str,
 ) -> None:
     """Run the same stream of jobs on stock Slurm and with TapFinger, and compare.
 
@@ -50,14 +60,14 @@ def demo(
     console = Console()
     trace = workload.demo_trace(seed=seed, n_jobs=jobs, foreign=foreign)
     known = estimated(trace.classes, seed)
-    reason = "as asked" if simulated else _why_not_slurm(console, install)
+    reason = "as asked" if simulated else _why_not_slurm(console, Userland(release), install)
     if reason:
         console.print(f"Both clusters are simulated: {reason}.")
         stock, ours = run.simulated(trace, known, policy)
     else:
         console.print("Two real throw-away Slurm clusters: 3 partitions, 6 nodes, 24 GPUs each.")
         try:
-            stock, ours = _watched(console, trace, known, policy)
+            stock, ours = _watched(console, trace, known, policy, release)
         except KeyboardInterrupt:
             console.print("Stopped; both clusters are gone.")
             sys.exit(130)
@@ -92,23 +102,30 @@ def _estimate(job_class: JobClass, draw: random.Random) -> JobClass:
     return replace(job_class, speed=replace(job_class.speed, seconds=seconds, log_std=(KNOWLEDGE_LOG_STD,)))
 
 
-def _why_not_slurm(console: Console, install: bool) -> str:
+def _why_not_slurm(console: Console, userland: Userland, install: bool) -> str:
     """Why the clusters cannot be real; "" where they can. Fetches Slurm first where that is wanted."""
-    if install and packages.missing(accounting=False):
+    if install and packages.missing(userland, accounting=False):
         console.print("Installing Debian's Slurm packages; no service is started ...")
         try:
-            packages.install(accounting=False)
+            if userland.release:
+                releases.install(userland)
+            else:
+                packages.install(accounting=False)
         except SandboxError as error:
             return str(error)
-    return packages.why_not(accounting=False)
+    return packages.why_not(userland, accounting=False)
 
 
-def _watched(console: Console, trace: Trace, known: tuple[JobClass, ...], policy: str) -> run.Records:
+def _watched(console: Console, trace: Trace, known: tuple[JobClass, ...], policy: str, release: str) -> run.Records:
     """Runs on Slurm with the live view; plain lines, now and then, where the output is no terminal."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             return run.on_slurm(
-                trace, known, policy, lambda sides, elapsed_s, hint: live.update(view.render(sides, elapsed_s, hint))
+                trace,
+                known,
+                policy,
+                lambda sides, elapsed_s, hint: live.update(view.render(sides, elapsed_s, hint)),
+                release=release,
             )
     last_s = -20.0
 
@@ -120,4 +137,4 @@ def _watched(console: Console, trace: Trace, known: tuple[JobClass, ...], policy
             last_s = elapsed_s
             console.print(f"{elapsed_s:4.0f} s  " + "   ".join(view.line(side) for side in sides))
 
-    return run.on_slurm(trace, known, policy, print_line)
+    return run.on_slurm(trace, known, policy, print_line, release=release)

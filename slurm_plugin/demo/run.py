@@ -42,7 +42,7 @@ Watcher = Callable[[tuple[Progress, Progress], float, str], None]
 """Called once a second with both sides, the elapsed seconds, and what else to try meanwhile."""
 
 
-def on_slurm(trace: Trace, known: tuple[JobClass, ...], policy: str, watch: Watcher) -> Records:
+def on_slurm(trace: Trace, known: tuple[JobClass, ...], policy: str, watch: Watcher, *, release: str = "") -> Records:
     """Runs the trace on two real clusters at once.
 
     Args:
@@ -50,10 +50,12 @@ def on_slurm(trace: Trace, known: tuple[JobClass, ...], policy: str, watch: Watc
         known: what TapFinger is told of the classes.
         policy: name of the policy that the server runs.
         watch: shows both sides.
+        release: Debian release whose Slurm both are; "" is that of this machine.
     """
+    cluster = replace(CLUSTER, release=release)
     with contextlib.ExitStack() as stack:
-        stock_box = stack.enter_context(Sandbox.up(replace(CLUSTER, hook=False)))
-        box = stack.enter_context(Sandbox.up(CLUSTER))
+        stock_box = stack.enter_context(Sandbox.up(replace(cluster, hook=False)))
+        box = stack.enter_context(Sandbox.up(cluster))
         box.layout.classes_file.write_bytes(msgspec.json.encode(known))
         stack.enter_context(tapfinger_running(box, policy))
         sides = (Side("stock Slurm", stock_box, trace), Side("TapFinger", box, trace))

@@ -38,7 +38,7 @@ _accounting = click.option(
 )
 
 
-_release = click.option(
+release_option = click.option(
     "--release",
     type=click.Choice(RELEASES),
     callback=lambda context, option, value: value or "",
@@ -61,7 +61,7 @@ def sandbox() -> None:
 @_accounting
 @click.option("--stock", is_flag=True, help="Without our hook: stock Slurm with the same scheduling parameters.")
 @click.option("--conf", multiple=True, metavar="LINE", help="A further line of slurm.conf; may be repeated.")
-@_release
+@release_option
 @click.option("--install", is_flag=True, help="First fetch what is missing.")
 @_as_json
 def up(
@@ -170,7 +170,7 @@ def list_(as_json: bool) -> None:
 
 @sandbox.command()
 @_accounting
-@_release
+@release_option
 def install(no_accounting: bool, release: str) -> None:
     """Fetch the Debian packages that a sandbox needs. No service is started or enabled.
 

@@ -23,10 +23,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SandboxFactory = Callable[[SandboxSpec], Sandbox]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _possible(release: str) -> None:
+    if reason := why_not(Userland(release)):
+        pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def sandbox(release: str) -> Iterator[Sandbox]:
     """One cluster with accounting and hook for the whole session; use ``cluster`` unless the state does not matter."""
-    _skip_where_impossible(release)
     with Sandbox.up(SandboxSpec(release=release)) as started:
         yield started
 
@@ -41,7 +46,6 @@ def cluster(sandbox: Sandbox) -> Sandbox:
 @pytest.fixture(scope="session")
 def sandbox_factory(release: str) -> Iterator[SandboxFactory]:
     """Starts clusters of other kinds; the same spec twice in a session is the same cluster, reset."""
-    _skip_where_impossible(release)
     started: dict[SandboxSpec, Sandbox] = {}
     with contextlib.ExitStack() as stack:
 
@@ -54,8 +58,3 @@ def sandbox_factory(release: str) -> Iterator[SandboxFactory]:
             return started[spec]
 
         yield make
-
-
-def _skip_where_impossible(release: str) -> None:
-    if reason := why_not(Userland(release)):
-        pytest.skip(reason)

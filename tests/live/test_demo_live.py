@@ -11,16 +11,13 @@ from pathlib import Path
 import pytest
 
 from slurm_plugin.demo import run
-from slurm_plugin.sandbox import Sandbox, packages
+from slurm_plugin.sandbox import Sandbox
 from slurm_plugin.sandbox.spec import SandboxSpec
 from tapfinger_hpc import workload
 from tapfinger_hpc.state import PendingJob, Resources
 from tapfinger_hpc.trace import Trace, TraceJob
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(bool(packages.why_not(accounting=False)), reason=packages.why_not(accounting=False)),
-]
+pytestmark = pytest.mark.slurm
 
 
 def tapfinger(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,9 +47,10 @@ def folder():
         yield Path(made)
 
 
-def test_ctrl_c_leaves_no_process_and_no_file_behind(folder):
+def test_ctrl_c_leaves_no_process_and_no_file_behind(folder, release):
+    of = ["--release", release] if release else []
     demo = subprocess.Popen(
-        [sys.executable, "-m", "tapfinger_hpc.cli", "demo", "--policy", "price"],
+        [sys.executable, "-m", "tapfinger_hpc.cli", "demo", "--policy", "price", *of],
         env={**os.environ, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,7 +70,7 @@ def test_ctrl_c_leaves_no_process_and_no_file_behind(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_a_job_that_outlives_its_time_limit_is_reported_as_such():
+def test_a_job_that_outlives_its_time_limit_is_reported_as_such(release):
     classes = workload.demo_trace(seed=0).classes
     asked = Resources(4, 1, 16000)
     job = PendingJob(
@@ -87,7 +85,7 @@ def test_a_job_that_outlives_its_time_limit_is_reported_as_such():
         managed=True,
     )
     trace = Trace("one slow job", classes, (TraceJob(job, scale=100.0),))
-    stock, ours = run.on_slurm(trace, classes, "price", lambda sides, elapsed_s, hint: None)
+    stock, ours = run.on_slurm(trace, classes, "price", lambda sides, elapsed_s, hint: None, release=release)
     assert stock[0].outcome == ours[0].outcome == "TIMEOUT"
 
 

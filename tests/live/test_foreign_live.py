@@ -3,16 +3,14 @@
 import pytest
 
 from slurm_plugin.demo import report, run
-from slurm_plugin.sandbox import packages
 from tapfinger_hpc import workload
 
 pytestmark = pytest.mark.slurm
 
 
-@pytest.mark.skipif(bool(packages.why_not(accounting=False)), reason=packages.why_not(accounting=False))
-def test_others_jobs_wait_no_longer_beside_ours_than_on_stock_slurm():
+def test_others_jobs_wait_no_longer_beside_ours_than_on_stock_slurm(release):
     trace = workload.demo_trace(seed=3, n_jobs=60, load=1.1, mean_s=10.0, foreign=0.3)
-    stock, ours = run.on_slurm(trace, trace.classes, "price", lambda sides, elapsed_s, hint: None)
+    stock, ours = run.on_slurm(trace, trace.classes, "price", lambda sides, elapsed_s, hint: None, release=release)
     # Jobs without the mark got exactly what they asked for, on both sides.
     for record in (*stock, *(record for record in ours if not record.managed)):
         assert record.amounts == record.requested
