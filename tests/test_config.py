@@ -48,7 +48,7 @@ def test_every_section_is_read(tmp_path):
             "[agent]\ntimeout_s = 1\n",
             [":2: agent.timeout_s: unknown; did you mean server.timeout_s or slurm.timeout_s?"],
         ),
-        ("[slurm]\nxyzzy = 1\n", [":2: slurm.xyzzy: unknown; known here: bin_dir, conf, timeout_s"]),
+        ("[slurm]\nxyzzy = 1\n", [":2: slurm.xyzzy: unknown; known here: backend, bin_dir, conf, timeout_s"]),
         (
             "[agent]\nmode = 'force'\n",
             [":2: agent.mode: expected one of", "'observe'", "did you mean 'enforce'?", "'force'"],

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from slurm_plugin.demo import cli, job, report, side
+from slurm_plugin.sandbox.userland import MACHINE
 from tapfinger_hpc import workload
 from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.state import Resources
@@ -63,7 +64,7 @@ def test_without_root_the_demo_says_why_it_simulates():
     if user == 0:
         os.seteuid(65534)
     try:
-        reason = cli._why_not_slurm(cli.Console(quiet=True), install=True)
+        reason = cli._why_not_slurm(cli.Console(quiet=True), MACHINE, install=True)
     finally:
         os.seteuid(user)
     assert "root" in reason

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from slurm_plugin import versions
 from slurm_plugin.agent import Agent
 from slurm_plugin.classes import ClassesFile
 from slurm_plugin.cluster import SlurmCluster
@@ -133,6 +134,11 @@ def live_agent(box: Sandbox, folder: Path, decide: Callable | None = None, **age
 
 def is_running(box: Sandbox, job_id: object) -> bool:
     return box.job(str(job_id))["JobState"] in ("RUNNING", "COMPLETING", "COMPLETED")
+
+
+def gpus_come_and_go(box: Sandbox) -> bool:
+    """Whether this Slurm can leave a job that asked for GPUs without any, and take its first ones back."""
+    return versions.of(box.slurm_version()).gpus_come_and_go
 
 
 def request(box: Sandbox, job_id: object) -> dict[str, str]:

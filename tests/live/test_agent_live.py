@@ -16,6 +16,7 @@ from agents import (
     LiveAgent,
     Script,
     command,
+    gpus_come_and_go,
     hook_mode,
     is_running,
     live_agent,
@@ -25,6 +26,7 @@ from agents import (
     soon,
     toml_for,
 )
+from msgspec.structs import replace
 
 from slurm_plugin.client import PolicyClient
 from slurm_plugin.sandbox import Sandbox, SandboxSpec
@@ -69,20 +71,23 @@ def test_every_spelling_of_a_request_gets_just_what_was_decided(
     agent: LiveAgent, cluster: Sandbox, amounts: Resources
 ) -> None:
     jobs = {}
+    decided = dict.fromkeys(SPELLINGS, amounts)
+    if not gpus_come_and_go(cluster):
+        decided |= {name: replace(amounts, gpus=0) for name in ("no GPUs", "-n")}
     for position, (name, (options, _)) in enumerate(SPELLINGS.items()):
         partition, node = [("pa", "n1"), ("pa", "n2"), ("pb", "n3"), ("pb", "n4"), ("pc", "n5"), ("pc", "n6")][position]
         jobs[name] = cluster.submit(REPORT, f"--comment={PRIMED}", "-p", partition, *options, as_user=USER)
-        agent.script.place(jobs[name], node, amounts, partition)
+        agent.script.place(jobs[name], node, decided[name], partition)
     agent.until(lambda: all(cluster.job(one)["JobState"] == "COMPLETED" for one in jobs.values()), "all to end")
     for name, job_id in jobs.items():
         record, lines = cluster.job(job_id), cluster.output(job_id).splitlines()
-        tasks = SPELLINGS[name][1]
-        tres = f"cpu={amounts.cpus},mem={amounts.mem_mb}M,node=1,billing={amounts.cpus},gres/gpu={amounts.gpus}"
-        assert record["TRES"] == tres, name
-        assert f"batch cpus={amounts.cpus} gpus={amounts.gpus}" in lines[0], name
+        tasks, gpus = SPELLINGS[name][1], decided[name].gpus
+        tres = f"cpu={amounts.cpus},mem={amounts.mem_mb}M,node=1,billing={amounts.cpus}"
+        assert record["TRES"] == (f"{tres},gres/gpu={gpus}" if gpus else tres), name
+        assert f"batch cpus={amounts.cpus} gpus={gpus}" in lines[0], name
         assert len(lines) == 1 + tasks, name
         assert all(f"tasks={tasks} cpus={amounts.cpus}" in line for line in lines[1:]), name
-        assert len(set().union(*map(devices, lines[1:]))) == amounts.gpus == len(devices(lines[0])), name
+        assert len(set().union(*map(devices, lines[1:]))) == gpus == len(devices(lines[0])), name
         agent.until(
             lambda job_id=job_id: agent.fates(job_id) == ["started"] or agent.fates(job_id) == ["gone"], "its fate"
         )

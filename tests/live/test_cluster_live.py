@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
-from agents import PRIMED, USER
+from agents import PRIMED, USER, gpus_come_and_go
 from msgspec.structs import replace
 
-from slurm_plugin import hookfile, versions
+from slurm_plugin import hookfile
 from slurm_plugin.cluster import SlurmCluster
 from slurm_plugin.placed import original_of
 from slurm_plugin.sandbox import Sandbox, SandboxSpec
@@ -45,11 +45,6 @@ FIELDS = (
 def fields(box: Sandbox, job_id: object) -> dict[str, str]:
     record = box.job(str(job_id))
     return {name: record.get(name, "") for name in FIELDS}
-
-
-def come_and_go(box: Sandbox) -> bool:
-    """Whether this Slurm can leave a job that asked for GPUs without any."""
-    return versions.of(box.slurm_version()).gpus_come_and_go
 
 
 # Reading.
@@ -190,7 +185,7 @@ def test_a_placed_job_runs_with_just_what_was_decided(
     job_id = leased(cluster, f"-n{tasks}", "-c2", "--gpus=2", "-p", "pa,pb", script=script)
     before = fields(cluster, job_id)
     _, outcome = place(slurm, job_id, Placement("pb", "n4", Resources(4, gpus, 5000)))
-    if not gpus and not come_and_go(cluster):
+    if not gpus and not gpus_come_and_go(cluster):
         assert "take all GPUs" in outcome.why
         assert fields(cluster, job_id) == before
         return
@@ -232,7 +227,7 @@ def test_a_job_runs_with_the_gpus_it_asked_for_after_a_placement_with_others_was
     job_id = leased(cluster, *asked)
     before = waiting(slurm.observe(), job_id).requested
     original, outcome = place(slurm, job_id, Placement("pa", "n1", Resources(1, 0 if asked else 2, 1000)))
-    assert outcome.applied == come_and_go(cluster), outcome.why
+    assert outcome.applied == gpus_come_and_go(cluster), outcome.why
     assert slurm.apply(replace(original, begin_s=int(time.time()) + 300)).applied
     assert waiting(slurm.observe(), job_id).requested == before
     cluster.run("scontrol", "update", f"jobid={job_id}", "starttime=now")
