@@ -5,16 +5,17 @@ Reads the body, asks the placer, writes the answer. It keeps nothing and knows n
 
 import hmac
 import logging
+import re
 
 import msgspec
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from policy_server import openapi, problems
 from policy_server.placer import Placer
 from policy_server.problems import RequestRefused
 from policy_server.reading import read_state
-from tapfinger_hpc import wire
+from tapfinger_hpc import log, wire
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ def create_app(placer: Placer, *, token: str | None = None, max_body_bytes: int 
     document = openapi.document_json()
 
     def decide() -> Response:
-        return _json(placer.decide(read_state(_body())))
+        decision_id = _decision_id()
+        g.decision_id = decision_id
+        return _json(placer.decide(read_state(_body()), decision_id))
 
     def health() -> Response:
         return _json(placer.health())
@@ -50,6 +53,14 @@ def create_app(placer: Placer, *, token: str | None = None, max_body_bytes: int 
     app.register_error_handler(HTTPException, _http_problem)
     app.register_error_handler(Exception, _unexpected)
     return app
+
+
+def _decision_id() -> str:
+    """What the caller calls this question; "" where it leaves that to us. It goes into logs: letters and figures."""
+    given = request.headers.get(wire.DECISION_ID, "")
+    if given and not re.fullmatch(wire.DECISION_ID_PATTERN, given):
+        raise RequestRefused(problems.of_status(400, f"{wire.DECISION_ID}: expected {wire.DECISION_ID_PATTERN}"))
+    return given
 
 
 def _body() -> bytes:
@@ -85,7 +96,10 @@ def _http_problem(error: HTTPException) -> Response:
 
 def _unexpected(error: Exception) -> Response:
     """A mistake of ours: the log has the traceback, the client gets none of it."""
-    logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    decision_id = g.get("decision_id", "")
+    log.event(
+        logger, logging.ERROR, "failed", method=request.method, path=request.path, decision=decision_id, error=error
+    )
     return _problem(problems.of_status(500, "the server's log says more; please report it"))
 
 
@@ -94,5 +108,17 @@ def _json(answer: msgspec.Struct) -> Response:
 
 
 def _problem(problem: wire.Problem, headers: dict[str, str] | None = None) -> Response:
+    level = logging.DEBUG if problem.status == 404 else logging.WARNING
+    log.event(
+        logger,
+        level,
+        "refused",
+        path=request.path,
+        decision=g.get("decision_id", ""),
+        status=problem.status,
+        title=problem.title,
+        field=problem.field,
+        why=problem.detail,
+    )
     body = msgspec.json.encode(problem)
     return Response(body, status=problem.status, headers=headers, content_type=wire.PROBLEM_JSON)

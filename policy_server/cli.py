@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from policy_server import compiled, listen, openapi
 from tapfinger_hpc import config as configuration
+from tapfinger_hpc import log
 from tapfinger_hpc.config import ServerConfig
 from tapfinger_hpc.errors import ConfigError
 
@@ -28,11 +29,12 @@ def serve(path: Path | None, print_openapi: bool, **options: str | None) -> None
     if print_openapi:
         click.echo(openapi.document_json())
         return
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    config = configuration.load(path)
+    log.to_stderr(config.log.format, config.log.level, os.environ)
     # It warns of every request that waits for a thread, be it for a microsecond.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     given = {key.removesuffix("_path"): value for key, value in options.items() if value is not None}
-    _serve(replace(configuration.load(path).server, **given))
+    _serve(replace(config.server, **given))
 
 
 def _serve(config: ServerConfig) -> None:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import tapfinger_hpc
+from tapfinger_hpc import log
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,14 @@ def settle(
     why = _unfit(folder)
     if why is not None:
         temporary = until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tapfinger-compiled-"))
-        logger.warning("server.compiled %r: %s; every start of the server compiles its policies anew", str(folder), why)
+        log.event(
+            logger,
+            logging.WARNING,
+            "compiles-anew",
+            key="server.compiled",
+            folder=folder,
+            why=f"{why}; every start of the server compiles its policies",
+        )
         folder = Path(temporary)
     environment[NUMBA_CACHE_DIR] = str(folder)
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from policy_server.placer import Placer
+from tapfinger_hpc import log
 from tapfinger_hpc.config import ServerConfig
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.policies import registry
@@ -31,7 +32,7 @@ def load_placer(config: ServerConfig) -> Placer:
         raise
     except Exception as error:  # noqa: BLE001 - a torn file, weights of another shape, no numba: all end here
         why = f"policy {config.policy} could not be loaded: {error}"
-        logger.warning("%s; policy %s answers instead", why, fallback.name)
+        log.event(logger, logging.WARNING, "fallback", why=why, policy=fallback.name)
         standing_in = PolicyDescription(
             config.policy, checkpoint_folder=config.checkpoint, fallback=fallback.name, fallback_why=why
         )

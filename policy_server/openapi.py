@@ -66,6 +66,15 @@ def _operation(
         }
     operation: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
     if body is not None:
+        operation["parameters"] = [
+            {
+                "name": wire.DECISION_ID,
+                "in": "header",
+                "required": False,
+                "description": "what the answer is called, in its decision_id and in the server's log",
+                "schema": {"type": "string", "pattern": f"^{wire.DECISION_ID_PATTERN}$"},
+            }
+        ]
         content = {"schema": {"$ref": _SCHEMAS + body.__name__}, "example": msgspec.to_builtins(EXAMPLE_STATE)}
         operation["requestBody"] = {"required": True, "content": {wire.JSON: content}}
     return operation

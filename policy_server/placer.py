@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from policy_server import problems
 from policy_server.problems import RequestRefused
-from tapfinger_hpc import __version__, decision
+from tapfinger_hpc import __version__, decision, log
 from tapfinger_hpc.decision import Decision
 from tapfinger_hpc.policies.base import Policy
 from tapfinger_hpc.state import ClusterState
@@ -58,8 +58,11 @@ class Placer:
         self._decisions_served = 0
         self._fallbacks_served = 0
 
-    def decide(self, state: ClusterState) -> DecideResponse:
+    def decide(self, state: ClusterState, decision_id: str = "") -> DecideResponse:
         """One decision for every managed, eligible pending job of the state.
+
+        Args:
+            decision_id: what the answer is called, in the log too; "" names it after the state and who answers.
 
         Raises:
             RequestRefused: 503, another decision took too long.
@@ -67,12 +70,13 @@ class Placer:
         if not self._lock.acquire(timeout=self._patience_s):
             raise RequestRefused(problems.busy(self._patience_s), headers={"Retry-After": "1"})
         try:
-            response = self._answer(state)
+            response = self._answer(state, decision_id)
             self._decisions_served += 1
             self._fallbacks_served += bool(response.policy.fallback_why)
             self._latest = response.policy
         finally:
             self._lock.release()
+        _log_answer(response, state)
         return response
 
     def warm_up(self, state: ClusterState) -> None:
@@ -96,13 +100,13 @@ class Placer:
     def description(self) -> PolicyDescription:
         return replace(self._description, fallback_why=self._latest.fallback_why)
 
-    def _answer(self, state: ClusterState) -> DecideResponse:
+    def _answer(self, state: ClusterState, decision_id: str = "") -> DecideResponse:
         start_s = time.perf_counter()
         info, proposed = self._propose(state)
         missing = f"{info.fallback_why or f'policy {info.name}'}: no decision for this job"
         decisions, refused = _settle(proposed, state, missing)
         return DecideResponse(
-            decision_id=_decision_id(state, info),
+            decision_id=decision_id or _decision_id(state, info),
             policy=info,
             decisions=tuple(decisions),
             refused=tuple(refused),
@@ -126,7 +130,36 @@ class Placer:
     def _report_failure(self, why: str, error: Exception) -> None:
         """Once with its traceback, then silent until the reason changes: agents ask every second."""
         if why not in self._latest.fallback_why:
-            logger.warning("%s", why, exc_info=error)
+            log.event(logger, logging.WARNING, "policy-failed", why=why, error=error)
+
+
+def _log_answer(response: DecideResponse, state: ClusterState) -> None:
+    """One line for each placement; answers that place nothing come every second or so, and are for those who debug."""
+    placements = [one for one in response.decisions if one.placement is not None]
+    log.event(
+        logger,
+        logging.INFO if placements or response.refused else logging.DEBUG,
+        "answered",
+        decision=response.decision_id,
+        policy=response.policy.name,
+        fallback_why=response.policy.fallback_why,
+        jobs=len(response.decisions),
+        placed=len(placements),
+        refused=len(response.refused),
+        ms=response.elapsed_ms,
+    )
+    tickets = {job.key: job.ticket for job in state.pending} if placements else {}
+    for one in placements:
+        log.event(
+            logger,
+            logging.INFO,
+            "placement",
+            decision=response.decision_id,
+            job=one.job_id,
+            ticket=tickets.get(one.key, ""),
+            place=one.placement,
+            reason=one.reason,
+        )
 
 
 def _proposed(policy: Policy, state: ClusterState) -> Sequence[Decision]:

@@ -19,7 +19,7 @@ from waitress.server import create_server
 from waitress.task import ErrorTask
 
 from policy_server import problems
-from tapfinger_hpc import wire
+from tapfinger_hpc import log, wire
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Serving:
         for server in self._servers:
             server.task_dispatcher.shutdown(timeout=max(0.0, give_up_s - time.monotonic()))
         if self._busy():
-            logger.warning("stopped with requests unanswered after %g s", STOP_PATIENCE_S)
+            log.event(logger, logging.WARNING, "stopped-in-haste", patience_s=STOP_PATIENCE_S)
         self._servers[0].asyncore.close_all(self._channels, ignore_all=True)
 
     def _busy(self) -> bool:

@@ -20,6 +20,7 @@ from slurm_plugin.hookfile import HookMode
 from slurm_plugin.journal import Journal, Note, Told
 from slurm_plugin.naming import Names
 from slurm_plugin.placed import Placements
+from tapfinger_hpc import log
 from tapfinger_hpc.cluster import Clock, Cluster
 from tapfinger_hpc.config import AgentConfig
 from tapfinger_hpc.decision import Decision, guard_all
@@ -94,10 +95,10 @@ class Agent:
         except SlurmError as error:
             self._say("slurm", str(error), str(error))
             mode = "degraded"
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see below
             # Whatever it is, jobs must not wait for its repair: leases run out while we are degraded.
             if self._said.get("cycle") != repr(error):
-                logger.exception("event=cycle-failed why=%r", error)
+                log.event(logger, logging.ERROR, "cycle-failed", why=repr(error), error=error)
             self._say("cycle", repr(error), f"a cycle failed: {error!r}")
             mode = "degraded"
         if mode == "enforce" and not self._server.answers:
@@ -112,7 +113,7 @@ class Agent:
             try:
                 self._leave_placements()
             except SlurmError as error:
-                logger.warning("event=left-in-haste why=%r", str(error))
+                log.event(logger, logging.WARNING, "left-in-haste", why=error)
         self._say("agent", "ended", "")
 
     def _leave_placements(self) -> None:
@@ -160,7 +161,8 @@ class Agent:
         changes = mode == "enforce" and placements
         fresh = self._placements.prepare(self._cluster.observe()) if changes else state
         allowed, refused, _ = guard_all(placements, fresh)
-        self._tell(answer, {one.key: why for one, why in refused}, mode, decided_s)
+        tickets = {job.key: job.ticket for job in state.pending}
+        self._tell(answer, {one.key: why for one, why in refused}, mode, decided_s, tickets)
         if mode == "enforce" and allowed:
             self._placements.make(allowed, fresh, answer.decision_id, decided_s)
 
@@ -176,7 +178,14 @@ class Agent:
         before, self._question = self._question, _question(state)
         return self._server.placed or before != self._question or self._server.silent_for_s(now_s) >= ASK_AGAIN_S
 
-    def _tell(self, answer: DecideResponse, refused: dict[JobKey, str], mode: HookMode, at_s: float) -> None:
+    def _tell(
+        self,
+        answer: DecideResponse,
+        refused: dict[JobKey, str],
+        mode: HookMode,
+        at_s: float,
+        tickets: dict[JobKey, str],
+    ) -> None:
         """Journals each decision that says something new about its job."""
         server_refused = {one.decision.key: one for one in answer.refused}
         told = []
@@ -187,7 +196,7 @@ class Agent:
             if self._told.get(one.key) != (_gist(one), why):
                 self._told[one.key] = (_gist(one), why)
                 told.append(Told(at_s, answer.decision_id, answer.policy.name, one, why, mode))
-                _log_decision(one, why, answer, mode)
+                _log_decision(one, why, answer, mode, tickets.get(one.key, ""))
         self._journal.tell(told)
         here = {one.key for one in answer.decisions}
         self._told = {key: gist for key, gist in self._told.items() if key in here}
@@ -215,12 +224,12 @@ class Agent:
         self._said[about] = what
         if not text and first:
             return
-        logger.info("event=%s state=%r why=%r", about, what, text)
+        log.event(logger, logging.INFO, about, state=what, why=text if text != what else "")
         try:
             self._journal.note([Note(self._clock.now_s(), "", 0, about, text or what)])
         except sqlite3.Error as error:
             # A full disk must not silence the agent: nothing is placed then, and the log has it.
-            logger.error("event=journal-fails why=%r", str(error))
+            log.event(logger, logging.ERROR, "journal-fails", why=error)
 
     def _prune(self, now_s: float) -> None:
         if now_s - self._pruned_s > _PRUNE_S:
@@ -293,13 +302,16 @@ def _gist(one: Decision) -> object:
     return one.placement, _FIGURES.sub("#", one.reason)
 
 
-def _log_decision(one: Decision, refused: str, answer: DecideResponse, mode: HookMode) -> None:
-    logger.info(
-        "event=decided job=%s decision=%s mode=%s place=%r reason=%r refused=%r",
-        one.job_id,
-        answer.decision_id,
-        mode,
-        str(one.placement) if one.placement else "wait",
-        one.reason,
-        refused,
+def _log_decision(one: Decision, refused: str, answer: DecideResponse, mode: HookMode, ticket: str) -> None:
+    log.event(
+        logger,
+        logging.INFO,
+        "decided",
+        job=one.job_id,
+        ticket=ticket,
+        decision=answer.decision_id,
+        mode=mode,
+        place=one.placement or "wait",
+        reason=one.reason,
+        refused=refused,
     )

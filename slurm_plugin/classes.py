@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from tapfinger_hpc import log
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import ClusterState
 
@@ -37,12 +38,11 @@ class ClassesFile:
                 read = msgspec.json.decode(self._path.read_bytes(), type=tuple[JobClass, ...])
                 self._seen, self._complaint = seen, ""
                 self._classes = {one.name: one for one in read}
-                logger.info("event=classes-read file=%s classes=%d", self._path, len(read))
+                log.event(logger, logging.INFO, "classes-read", file=self._path, classes=len(read))
         except (OSError, msgspec.DecodeError) as error:
             # Told once, though it is tried again at every look.
             if self._complaint != str(error):
                 self._complaint = str(error)
-                logger.error(
-                    "event=classes-unusable file=%s why=%r kept=%d", self._path, str(error), len(self._classes)
-                )
+                kept = len(self._classes)
+                log.event(logger, logging.ERROR, "classes-unusable", file=self._path, why=error, kept=kept)
         return self._classes

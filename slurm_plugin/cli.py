@@ -1,6 +1,6 @@
 """The commands ``agent``, ``doctor``, ``janitor``, ``status``, ``explain``, ``learn``, ``profile`` and ``report``."""
 
-import logging
+import os
 import signal
 import sys
 import time
@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from tapfinger_hpc import config as configuration
+from tapfinger_hpc import log
 from tapfinger_hpc.config import Config, Mode
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.units import mark_of
@@ -47,7 +48,7 @@ def agent(config_file: Path | None, mode: Mode | None, once: bool) -> None:
     from slurm_plugin.naming import Names
 
     config = _with_mode(configuration.load(config_file), mode)
-    _log_to_stderr()
+    log.to_stderr(config.log.format, config.log.level, os.environ)
     path = Path(config.agent.journal)
     with only_one(path), Journal.open(path) as journal:
         clock = WakeClock(Path(config.agent.wake_socket) if config.agent.wake_socket else None)
@@ -321,16 +322,6 @@ def _with_mode(config: Config, mode: Mode | None) -> Config:
     if mode is None:
         return config
     return msgspec.structs.replace(config, agent=msgspec.structs.replace(config.agent, mode=mode))
-
-
-def _log_to_stderr() -> None:
-    """One line per event, ``key=value``; journald and log files take it as it is."""
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s.%(msecs)03d level=%(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
 
 
 def _print_json(value: msgspec.Struct) -> None:

@@ -6,6 +6,7 @@ types or a ServerError with the reason, within the configured time.
 
 import http.client
 import re
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -40,12 +41,12 @@ class PolicyClient:
         return cls(config.server)
 
     def decide(self, state: ClusterState) -> DecideResponse:
-        """One decision for every managed, eligible pending job.
+        """One decision for every managed, eligible pending job. Each question has a name; the server's log has it too.
 
         Raises:
-            ServerError: no answer, a refusal, or one that cannot be used; says which.
+            ServerError: no answer, a refusal, or one that cannot be used; says which, and the name of the question.
         """
-        return self._ask("POST", wire.DECIDE, state.to_json(), DecideResponse)
+        return self._ask("POST", wire.DECIDE, state.to_json(), DecideResponse, decision_id=secrets.token_hex(8))
 
     def health(self) -> Health:
         """That the server lives. Raises ServerError where it does not."""
@@ -55,12 +56,12 @@ class PolicyClient:
         """What the server decides with. Raises ServerError where it does not answer."""
         return self._ask("GET", wire.POLICY, None, PolicyDescription)
 
-    def _ask(self, method: str, path: str, body: bytes | None, kind: type[_T]) -> _T:
+    def _ask(self, method: str, path: str, body: bytes | None, kind: type[_T], decision_id: str = "") -> _T:
         deadline_s = time.monotonic() + self._server.timeout_s
-        what = f"asking {self.address} for {path}"
+        what = f"asking {self.address} for {path}" + (f" (decision {decision_id})" if decision_id else "")
         connection = _Connection(self._server, deadline_s)
         try:
-            connection.request(method, path, body=body, headers=self._headers(body))
+            connection.request(method, path, body=body, headers=self._headers(body, decision_id))
             response = connection.getresponse()
             content = _read(response)
         except TimeoutError as error:
@@ -76,8 +77,10 @@ class PolicyClient:
         except msgspec.DecodeError as error:
             raise ServerError(f"{what}: the answer cannot be used: {error}") from error
 
-    def _headers(self, body: bytes | None) -> dict[str, str]:
+    def _headers(self, body: bytes | None, decision_id: str) -> dict[str, str]:
         headers = {"Accept": wire.JSON, "Connection": "close"}
+        if decision_id:
+            headers[wire.DECISION_ID] = decision_id
         if body is not None:
             headers["Content-Type"] = wire.JSON
         if not self._server.socket:

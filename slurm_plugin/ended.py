@@ -10,6 +10,7 @@ from slurm_plugin.jobs import lease_of
 from slurm_plugin.journal import Journal
 from slurm_plugin.naming import Names
 from slurm_plugin.parse import JobRecord
+from tapfinger_hpc import log
 from tapfinger_hpc.errors import SlurmError, UnitError
 from tapfinger_hpc.state import ClusterState, JobKey, Resources
 from tapfinger_hpc.units import Mark, parse_mark
@@ -45,7 +46,7 @@ class Endings:
         try:
             records = {(one.job_id, one.submit_s): one for one in self._find(",".join(job_id for job_id, _ in asked))}
         except SlurmError as error:
-            logger.warning("event=endings-unknown jobs=%d why=%r", len(asked), str(error))
+            log.event(logger, logging.WARNING, "endings-unknown", jobs=len(asked), why=error)
             records = {}
             asked = [key for key in asked if state.time_s - self._gone[key] > PATIENCE_S]
         jobs = [job for key in asked if key in records and (job := self._ended(records[key])) is not None]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from tapfinger_hpc import log
 from tapfinger_hpc.decision import Decision, JobUpdate
 from tapfinger_hpc.errors import TapfingerError
 from tapfinger_hpc.state import JobKey
@@ -163,7 +164,7 @@ class Journal:
             raise JournalError(f"journal {str(path)!r} cannot be made: {error}") from error
         except sqlite3.DatabaseError as error:
             aside = _set_aside(path)
-            logger.error("event=journal-broken file=%s aside=%s why=%r", path, aside, str(error))
+            log.event(logger, logging.ERROR, "journal-broken", file=path, aside=aside, why=error)
             return cls(_opened(path))
 
     @classmethod

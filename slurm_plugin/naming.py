@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
+from tapfinger_hpc import log
 from tapfinger_hpc.errors import SlurmError
 from tapfinger_hpc.state import ClusterState, PendingJob, RunningJob
 from trace_tools.classes import class_name
@@ -53,7 +54,7 @@ class Names:
         try:
             told = self._ask([number for number, _ in keys])
         except SlurmError as error:
-            logger.warning("event=names-unknown jobs=%d why=%r", len(keys), str(error))
+            log.event(logger, logging.WARNING, "names-unknown", jobs=len(keys), why=error)
             return
         for key in keys:
             self._known[key] = told.get(key[0], ("", ""))

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from slurm_plugin.jobs import NOT_MARKED
 from slurm_plugin.journal import Intent, IntentState, JobMemory, Journal, Note
-from tapfinger_hpc import decision
+from tapfinger_hpc import decision, log
 from tapfinger_hpc.cluster import Clock, Cluster
 from tapfinger_hpc.config import AgentConfig
 from tapfinger_hpc.decision import TOP_PRIORITY, Decision, JobUpdate, Placement
@@ -169,7 +169,7 @@ class Placements:
         for lease_s, keys in due.items():
             outcome = self._cluster.renew(keys, int(self._clock.now_s()) + lease_s)
             if not outcome.applied:
-                logger.warning("event=lease-not-renewed jobs=%d why=%r", len(keys), outcome.why)
+                log.event(logger, logging.WARNING, "lease-not-renewed", jobs=len(keys), why=outcome.why)
 
     def give_up_old(self, state: ClusterState) -> None:
         """Gives jobs that waited too long to Slurm, as they are."""
@@ -197,19 +197,30 @@ class Placements:
         outcome = self._cluster.apply(intent.update)
         if outcome.applied:
             self._open[intent.key] = self._journal.move(intent, "open", "", self._clock.now_s())
-            logger.info(
-                "event=placed job=%s node=%s partition=%s cpus=%d gpus=%d mem_mb=%d decision=%s since_decision_ms=%.0f",
-                job.job_id,
-                placement.node,
-                placement.partition,
-                placement.amounts.cpus,
-                placement.amounts.gpus,
-                placement.amounts.mem_mb,
-                intent.decision_id,
-                (now_s - intent.decided_s) * 1000,
+            log.event(
+                logger,
+                logging.INFO,
+                "placed",
+                job=job.job_id,
+                ticket=intent.ticket,
+                decision=intent.decision_id,
+                node=placement.node,
+                partition=placement.partition,
+                cpus=placement.amounts.cpus,
+                gpus=placement.amounts.gpus,
+                mem_mb=placement.amounts.mem_mb,
+                since_decision_ms=round((now_s - intent.decided_s) * 1000),
             )
             return True
-        logger.warning("event=not-placed job=%s decision=%s why=%r", job.job_id, intent.decision_id, outcome.why)
+        log.event(
+            logger,
+            logging.WARNING,
+            "not-placed",
+            job=job.job_id,
+            ticket=intent.ticket,
+            decision=intent.decision_id,
+            why=outcome.why,
+        )
         self._failed(job.key, outcome.why)
         self._undo(intent, job, "refused", outcome.why)
         return False
@@ -235,7 +246,16 @@ class Placements:
         if outcome.applied:
             self._close(intent, state, why)
             return True
-        logger.error("event=not-restored job=%s why=%r undoing=%r", job.job_id, outcome.why, why)
+        log.event(
+            logger,
+            logging.ERROR,
+            "not-restored",
+            job=job.job_id,
+            ticket=intent.ticket,
+            decision=intent.decision_id,
+            why=outcome.why,
+            undoing=why,
+        )
         return False
 
     def _look_up(self, job: PendingJob) -> None:
@@ -253,15 +273,16 @@ class Placements:
         now_s = self._clock.now_s()
         self._journal.move(intent, state, why, now_s)
         self._open.pop(intent.key, None)
-        logger.log(
+        log.event(
+            logger,
             logging.INFO if state in _RAN else logging.WARNING,
-            "event=%s job=%s node=%s decision=%s since_decision_ms=%.0f why=%r",
             state.replace(" ", "-"),
-            intent.job_id,
-            intent.update.node,
-            intent.decision_id,
-            (now_s - intent.decided_s) * 1000,
-            why,
+            job=intent.job_id,
+            ticket=intent.ticket,
+            decision=intent.decision_id,
+            node=intent.update.node,
+            since_decision_ms=round((now_s - intent.decided_s) * 1000),
+            why=why,
         )
 
     def _failed(self, key: JobKey, why: str = "") -> None:
@@ -294,7 +315,7 @@ class Placements:
 
     def _note(self, key: JobKey, kind: str, text: str) -> None:
         self._journal.note([Note(self._clock.now_s(), *key, kind, text)])
-        logger.info("event=%s job=%s why=%r", kind.replace(" ", "-"), key[0], text)
+        log.event(logger, logging.INFO, kind.replace(" ", "-"), job=key[0], why=text)
 
     def _note_left(self, state: ClusterState, here: set[JobKey]) -> None:
         """Why jobs that ask for us are left to Slurm, once per reason."""

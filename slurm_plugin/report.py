@@ -120,7 +120,12 @@ def explain(config: Config, job_id: str) -> Explanation:
     # A number is used again after a crash: only the latest submission is meant.
     latest_s = record.submit_s if record else _latest_submission(history)
     told, intents, notes = _of_submission(history, latest_s, record)
-    summary = [*_now(job_id, record, slurm_why), *_why_left(cluster, record, notes), *_decisions(told, intents)]
+    summary = [
+        *_now(job_id, record, slurm_why),
+        *_why_left(cluster, record, notes),
+        *_decisions(told, intents),
+        *_submission(record, intents),
+    ]
     known = record is not None or bool(told or intents or notes)
     if record is not None and (record.together or record.job_id != job_id):
         summary.append(f"It is an array: ask for one of its tasks, such as {record.array_id}_{_some_task(record)}.")
@@ -232,6 +237,14 @@ def _now(job_id: str, record: JobRecord | None, slurm_why: str) -> Iterable[str]
         yield f"Its lease runs until {local(record.eligible_s)}: renewed while the agent looks for a place."
 
 
+def _submission(record: JobRecord | None, intents: list[Intent]) -> Iterable[str]:
+    """The hook's name for the submission, which slurmctld's log has as well."""
+    lease = jobs.lease_of(record.admin_comment) if record else None
+    ticket = lease.ticket if lease else next((intent.ticket for intent in intents if intent.ticket), "")
+    if ticket:
+        yield f"Its submission is ticket {ticket} in slurmctld's log and those of agent and server."
+
+
 def _why_left(cluster: SlurmCluster, record: JobRecord | None, notes: list[Note]) -> Iterable[str]:
     """Why the job is Slurm's, from the job itself where Slurm has it, else from the journal."""
     if record is not None:
@@ -271,10 +284,16 @@ def _sentence(one: Told) -> str:
     who = f"{local(one.at_s)}: policy {one.policy}"
     place = one.decision.placement
     if place is None:
-        said = f"{who} let it wait: {one.decision.reason}."
-        return f"{said[:-1]} (a placement was refused: {one.refused})." if one.refused else said
-    said = f"{who} {'placed' if one.mode == 'enforce' else 'would place'} it on {place}: {one.decision.reason}"
-    return f"{said}, but the guard said no: {one.refused}." if one.refused else f"{said}."
+        refused = f" (a placement was refused: {one.refused})" if one.refused else ""
+        return f"{who} let it wait: {one.decision.reason}{refused}. {_named(one)}"
+    refused = f", but the guard said no: {one.refused}" if one.refused else ""
+    placed = "placed" if one.mode == "enforce" else "would place"
+    return f"{who} {placed} it on {place}: {one.decision.reason}{refused}. {_named(one)}"
+
+
+def _named(one: Told) -> str:
+    """What to look for in the logs of agent and server."""
+    return f"[decision {one.decision_id}]"
 
 
 def _fate(intent: Intent) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tapfinger_hpc import config_check
+from tapfinger_hpc import config_check, log
 from tapfinger_hpc.errors import ConfigError, UnitError
 from tapfinger_hpc.units import Mark, mark_of
 
@@ -88,12 +88,22 @@ class SlurmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What jobs are read with: Slurm's commands (scontrol), or pyslurm; auto takes pyslurm where it fits the Slurm."""
 
 
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How agent and server log, to standard error."""
+
+    format: log.Format = "text"
+    """text: one line of key=value an event; json: one JSON object a line."""
+    level: log.Level = "info"
+    """debug also logs answers that place nothing."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that a site can set."""
 
     server: ServerConfig = ServerConfig()
     agent: AgentConfig = AgentConfig()
     slurm: SlurmConfig = SlurmConfig()
+    log: LogConfig = LogConfig()
     partitions: dict[str, PartitionConfig] = {}
 
 

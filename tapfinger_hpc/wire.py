@@ -15,6 +15,10 @@ HEALTH = "/v1/health"
 POLICY = "/v1/policy"
 OPENAPI = "/v1/openapi.json"
 
+DECISION_ID = "X-Decision-Id"
+"""Header of a question to /v1/decide: the name that its answer is to have, in every log and in the journal."""
+DECISION_ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
+
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -42,7 +46,7 @@ class DecideResponse(msgspec.Struct, frozen=True):
     """The answer to a state: one decision for each managed, eligible pending job."""
 
     decision_id: str
-    """The same state answered by the same policy has the same id."""
+    """The one of the question's header; without it the same state answered by the same policy has the same id."""
     policy: PolicyInfo
     decisions: tuple[Decision, ...]
     """Placements first, in the order in which they are to be carried out; then the jobs that wait."""

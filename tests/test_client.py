@@ -1,6 +1,7 @@
 """The policy server's client: whatever answers, an answer of the right types or a ServerError, in time."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -198,3 +199,11 @@ def test_a_configuration_without_a_server_that_could_be_asked_is_refused_at_once
 ) -> None:
     with pytest.raises(ConfigError, match=why):
         PolicyClient.from_config(Config(server=server))
+
+
+def test_each_question_has_a_name_which_goes_along_and_stands_in_what_went_wrong(unix) -> None:
+    listener, config = unix
+    with server(listener, says(b"busy", "503 Service Unavailable")) as asked, pytest.raises(ServerError) as caught:
+        PolicyClient(config).decide(EMPTY)
+    (name,) = re.findall(rb"X-Decision-Id: ([0-9a-f]{16})\r\n", asked[0])
+    assert f"(decision {name.decode()})" in str(caught.value)

@@ -22,7 +22,13 @@ def test_every_command_stands_in_the_manual(name):
     ("section", "key"),
     [
         (kind.__name__, field.name)
-        for kind in (config.ServerConfig, config.AgentConfig, config.SlurmConfig, config.PartitionConfig)
+        for kind in (
+            config.ServerConfig,
+            config.AgentConfig,
+            config.SlurmConfig,
+            config.LogConfig,
+            config.PartitionConfig,
+        )
         for field in msgspec.structs.fields(kind)
     ],
 )

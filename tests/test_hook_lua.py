@@ -25,11 +25,12 @@ NO_VAL16, NO_VAL, NO_VAL64 = 65534.0, 4294967294.0, 1.8446744073709552e19
 SLURM = """
 local now = ...
 os.time = function() return now end
-said = { error = {}, user = {} }
+said = { error = {}, user = {}, info = {} }
 slurm = {
   SUCCESS = 0, ERROR = -1,
   log_error = function(format, ...) table.insert(said.error, format:format(...)) end,
   log_user = function(format, ...) table.insert(said.user, format:format(...)) end,
+  log_info = function(format, ...) table.insert(said.info, format:format(...)) end,
 }
 -- A job as slurmctld shows it: fields are read and written one by one, and some writes raise.
 function record(fields, environment, refused)
@@ -331,6 +332,14 @@ def test_two_submissions_never_share_a_ticket(lua, tmp_path):
     hook = Hook(lua, tmp_path)
     tickets |= {hook.submit("tapfinger").admin_comment for _ in range(50)}
     assert len(tickets) == 51
+
+
+def test_slurmctlds_log_names_the_ticket_of_what_was_leased_and_of_nothing_else(hook):
+    job = hook.submit("tapfinger lease=300")
+    assert hook.said("info") == [f"tapfinger: event=leased ticket={job.admin_comment.split('ticket=')[1]} lease_s=300"]
+    hook.submit("tapfinger", req_nodes="n1")
+    hook.submit("other")
+    assert len(hook.said("info")) == 1
 
 
 def test_an_admin_comment_that_is_there_already_is_kept_in_front(hook):

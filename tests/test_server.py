@@ -1,6 +1,7 @@
 """The policy server through Flask's own client: answers, refusals, and what a failing policy costs."""
 
 import json
+import logging
 import random
 import sys
 import threading
@@ -143,6 +144,27 @@ def test_another_state_has_another_decision_id() -> None:
     client = client_of()
     later = replace(EXAMPLE_STATE, time_s=EXAMPLE_STATE.time_s + 1)
     assert answer(client, EXAMPLE_STATE).decision_id != answer(client, later).decision_id
+
+
+def test_an_answer_has_the_name_that_the_question_gives_it_and_so_has_the_log(caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        response = ask(client_of(), EXAMPLE_STATE, **{wire.DECISION_ID: "asked-7"})
+    assert json.loads(response.data)["decision_id"] == "asked-7"
+    answered, placement = caplog.messages
+    assert answered.startswith("event=answered decision=asked-7 policy=fifo jobs=1 placed=1 ")
+    assert placement.startswith("event=placement decision=asked-7 job=102 place=")
+
+
+def test_what_is_refused_or_goes_wrong_is_logged_under_the_name_of_its_question(caplog) -> None:
+    assert ask(client_of(), b"{", **{wire.DECISION_ID: "asked-8"}).status_code == 400
+    assert "event=refused path=/v1/decide decision=asked-8 status=400" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["two words", "x" * 65, "line\u0085break", "a=b"])
+def test_a_name_that_would_spoil_the_log_is_refused(name: str, caplog) -> None:
+    response = ask(client_of(), EXAMPLE_STATE, **{wire.DECISION_ID: name})
+    assert wire.DECISION_ID in problem(response, 400).detail
+    assert name not in caplog.text
 
 
 def test_a_state_without_jobs_gets_an_empty_answer() -> None:

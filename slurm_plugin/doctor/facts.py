@@ -36,7 +36,7 @@ MADE_UP = "doctor"
 """Name of the job that is made up for a dry decision while nobody waits."""
 _LOG_BYTES = 2 * 1024 * 1024
 _LOG_LINES = 200
-_LOG_WORTH = re.compile(r"tapfinger|job_submit|processing time")
+_LOG_WORTH = re.compile(r"error: .*(?:tapfinger|job_submit)|processing time")
 _LUA_LIBRARY = re.compile(rb"liblua-?(5\.\d)\.so|liblua\.so\.(5\.\d)")
 _LUA_SOCKETS = ("lib/*/lua/{}/socket/unix.so", "lib*/lua/{}/socket/unix.so", "local/lib*/lua/{}/socket/unix.so")
 

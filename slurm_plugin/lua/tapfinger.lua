@@ -55,6 +55,12 @@ local function log_error(text)
 end
 
 
+-- The line by which a submission is found again in slurmctld's log, the agent's and the server's.
+local function log_lease(ticket, lease_s)
+  if slurm and slurm.log_info then slurm.log_info("tapfinger: event=leased ticket=%s lease_s=%d", ticket, lease_s) end
+end
+
+
 local function load_site()
   local here = debug.getinfo(1, "S").source:match("^@(.*/)") or "./"
   local site = assert(loadfile(here .. "tapfinger_conf.lua"))()
@@ -438,8 +444,8 @@ local function take(job_desc, request, environment, lease_s)
   tickets = tickets + 1
   local now = os.time()
   local gpus = gpu_text(request.gpus)
-  local admin_comment =
-    appended(job_desc.admin_comment, ("%s lease=%d ticket=%x.%s.%d"):format(MARK, lease_s, now, salt, tickets))
+  local ticket = ("%x.%s.%d"):format(now, salt, tickets)
+  local admin_comment = appended(job_desc.admin_comment, ("%s lease=%d ticket=%s"):format(MARK, lease_s, ticket))
   local respelled = { "tres_per_job", "tres_per_task", "tres_bind" }
 
   if gpus ~= (job_desc.tres_per_node or "") then job_desc.tres_per_node = gpus end
@@ -451,6 +457,7 @@ local function take(job_desc, request, environment, lease_s)
   for name, value in pairs(environment) do job_desc.environment[name] = value end
   job_desc.admin_comment = admin_comment
   job_desc.begin_time = now + lease_s
+  log_lease(ticket, lease_s)
 end
 
 
