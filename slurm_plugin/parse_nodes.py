@@ -31,6 +31,15 @@ def partitions(text: str, known: Iterable[str]) -> list[Partition]:
     ]
 
 
+def partitions_of_nodes(text: str) -> list[Partition]:
+    """The partitions that the nodes of ``scontrol show node`` say they are in."""
+    members: dict[str, list[str]] = {}
+    for fields in _lines_of_fields(text, "NodeName"):
+        for partition in filter(None, given(fields.get("Partitions", "")).split(",")):
+            members.setdefault(partition, []).append(fields["NodeName"])
+    return [Partition(name, tuple(nodes)) for name, nodes in members.items()]
+
+
 _FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w:/]*)=")
 
 

@@ -36,12 +36,19 @@ COMMANDS = {
 GRAFTED = {"trace": {"collect": "slurm_plugin.accounting:collect"}}
 """Subcommands that stand in a group of another room than their own."""
 
+LENT = {
+    "cluster": "slurm_plugin.cluster_file:read",
+    "classes": "trace_tools.learning:of_trace",
+    "moment": "trace_tools.since:moment_s",
+}
+"""What a replay of a trace asks of other rooms (``whatif.evaluation.Lent``)."""
+
 SUMMARIES = {
     "agent": "Watch the queue and place managed jobs.",
     "bench": "Measure the live system, the simulator, or the policy.",
     "demo": "Run the same jobs on stock Slurm and with TapFinger.",
     "doctor": "Check Slurm, hook, agent and server, and say what to do.",
-    "evaluate": "Compare policies on the same simulated workloads.",
+    "evaluate": "Compare policies, also on your own past jobs.",
     "explain": "Say what was decided for a job, and why.",
     "install": "Put TapFinger on this Slurm controller.",
     "janitor": "Free jobs that a dead agent left pinned (one shot).",
@@ -102,6 +109,11 @@ class LazyGroup(click.Group):
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, self._summaries[name]) for name in sorted(self._places)])
+
+
+def borrowed(name: str):
+    """What another room lends, of ``LENT``."""
+    return _at(LENT[name])
 
 
 def _at(place: str):

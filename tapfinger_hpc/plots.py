@@ -77,10 +77,15 @@ def read_curve(name: str, path: Path) -> Curve:
 
 def draw(report: Report, folder: Path, curves: Sequence[Curve] = ()) -> list[Path]:
     """Draws all figures that the report has the numbers for; returns the files."""
+    return write(_figures(report, curves), folder)
+
+
+def write(figures: Iterator[tuple[str, Figure]], folder: Path) -> list[Path]:
+    """Writes figures, drawn as they are asked for, under their names; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     with matplotlib.rc_context(_STYLE):
-        for stem, figure in _figures(report, curves):
+        for stem, figure in figures:
             for suffix in ("svg", "png"):
                 path = folder / f"{stem}.{suffix}"
                 # No date, or the same report would not make the same file.
@@ -90,7 +95,7 @@ def draw(report: Report, folder: Path, curves: Sequence[Curve] = ()) -> list[Pat
 
 
 def _figures(report: Report, curves: Sequence[Curve]) -> Iterator[tuple[str, Figure]]:
-    colours = _Colours([row.policy for contest in report.contests for row in contest.policies])
+    colours = Colours([row.policy for contest in report.contests for row in contest.policies])
     names = [contest.scenario for contest in report.contests]
     for scenario in dict.fromkeys(names):
         contests = [contest for contest in report.contests if contest.scenario == scenario]
@@ -104,7 +109,7 @@ def _figures(report: Report, curves: Sequence[Curve]) -> Iterator[tuple[str, Fig
         yield "learning-curve", _learning(curves)
 
 
-class _Colours:
+class Colours:
     """A colour and a line for every policy, in the order of their first appearance."""
 
     def __init__(self, policies: Sequence[str]) -> None:
@@ -117,7 +122,7 @@ class _Colours:
         return _LINES[self._place[policy] // len(_COLOURS) % len(_LINES)]
 
 
-def _completion(contest: Contest, colours: _Colours) -> Figure:
+def _completion(contest: Contest, colours: Colours) -> Figure:
     """Bars of the means with their intervals; the share of tasks that are done within a time."""
     figure = Figure(figsize=(9, 3.4))
     bars, shares = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -151,7 +156,7 @@ def _completion(contest: Contest, colours: _Colours) -> Figure:
     return figure
 
 
-def _over_time(contest: Contest, colours: _Colours) -> Figure:
+def _over_time(contest: Contest, colours: Colours) -> Figure:
     """Tasks in the system, and the GPUs and CPUs held, in each slot."""
     figure = Figure(figsize=(9, 3.2))
     tasks, gpus, cpus = figure.subplots(1, 3)
@@ -174,7 +179,7 @@ def _over_time(contest: Contest, colours: _Colours) -> Figure:
     return figure
 
 
-def _load_sweep(contests: Sequence[Contest], reference: str, colours: _Colours) -> Figure:
+def _load_sweep(contests: Sequence[Contest], reference: str, colours: Colours) -> Figure:
     """Mean completion time by load, and the difference to the reference."""
     figure = Figure(figsize=(9, 3.4))
     means, gains = figure.subplots(1, 2)
@@ -237,7 +242,7 @@ def _band(axes: "Axes", x: Sequence[float], intervals: Sequence, line: dict) -> 
     axes.fill_between(x, low, high, color=line["color"], alpha=0.15, linewidth=0)
 
 
-def _line(row: Figures, colours: _Colours) -> dict:
+def _line(row: Figures, colours: Colours) -> dict:
     return {"color": colours[row.policy], "linestyle": colours.line(row.policy), "label": row.policy}
 
 

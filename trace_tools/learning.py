@@ -17,6 +17,7 @@ import msgspec
 from tapfinger_hpc import trace as traces
 from tapfinger_hpc.errors import TraceError
 from tapfinger_hpc.speed import JobClass
+from tapfinger_hpc.state import JobKey
 from tapfinger_hpc.trace import Trace, TraceJob
 from tapfinger_hpc.units import Mark
 from trace_tools.classes import class_of, is_declared
@@ -175,6 +176,18 @@ def ended_jobs(path: Path) -> Iterator[EndedJob]:
         job = of_trace_job(item, header.zero_s) or _as_if_run(item, made_up)
         if job is not None:
             yield job
+
+
+def of_trace(trace: Trace) -> tuple[tuple[JobClass, ...], dict[JobKey, str]]:
+    """The classes of a trace with their speed models, and the class of each of its jobs that has one."""
+    learner, class_of_job = Learner(), {}
+    for item in trace.jobs:
+        job = of_trace_job(item, trace.zero_s)
+        if job is not None:
+            learner.take_in([job])
+            if name := class_of(job):
+                class_of_job[item.job.key] = name
+    return learner.classes(), class_of_job
 
 
 def ended_s(job: EndedJob) -> float:

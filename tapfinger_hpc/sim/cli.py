@@ -4,9 +4,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 import msgspec
@@ -18,6 +19,7 @@ from rich.table import Table
 from tapfinger_hpc import __version__
 from tapfinger_hpc.errors import CheckpointError, ConfigError, ScenarioError
 from tapfinger_hpc.sim.levels import LEVELS
+from tapfinger_hpc.whatif import cli as whatif
 
 if TYPE_CHECKING:
     from tapfinger_hpc import evaluate as evaluation
@@ -77,8 +79,9 @@ def simulate(
 
 
 @click.command()
-@click.option("--scenario", "scenario_names", required=True, help="Names, with commas between them.")
+@click.option("--scenario", "scenario_names", help="Names, with commas between them.")
 @click.option("--policies", required=True, help="Names, with commas between them; `bound` adds the lower bounds.")
+@whatif.options
 @click.option("--seeds", type=click.IntRange(min=1), default=200, show_default=True, help="How many workloads.")
 @click.option("--seed0", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")
 @click.option("--reference", help="Policy that the others are compared with in the table.  [default: the first]")
@@ -93,7 +96,9 @@ def simulate(
 @click.option("--checkpoint", "checkpoints", multiple=True, help="NAME=FOLDER: weights under a name; repeatable.")
 @click.option("--single-task", "singles", multiple=True, help="NAME=FOLDER: as --checkpoint, one task at a time.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that play.")
+@click.pass_context
 def evaluate(
+    context: click.Context,
     scenario_names: str,
     policies: str,
     seeds: int,
@@ -110,13 +115,20 @@ def evaluate(
     checkpoints: Sequence[str],
     singles: Sequence[str],
     workers: int,
+    trace_file: Path,
+    **replayed: Any,
 ) -> None:
-    """Compare policies on the same workloads.
+    """Compare policies on the same workloads, or on the jobs of a trace.
 
-    Every policy plays every seed; differences are paired by seed and have 95 % intervals.
+    With --scenario every policy plays every seed; differences are paired by seed and have 95 % intervals. With --trace
+    and --cluster your own past jobs are replayed, and it is told what would have changed.
     """
+    replays = whatif.asked(context)
     evaluation = _load_evaluation()
     names = _names(policies, "--policies")
+    if replays:
+        _replay(trace_file, names, checkpoints, json_file, plots, replayed)
+        return
     with_bound = with_bound or "bound" in names
     with _usage_errors():
         contenders = _contenders([name for name in names if name != "bound"], checkpoints, singles, knowledge)
@@ -148,6 +160,29 @@ def evaluate(
     if plots is not None:
         for path in _load_plots().draw(report, plots, learning):
             console.print(f"drawn: {path}", highlight=False)
+
+
+def _replay(
+    trace_file: Path,
+    names: Sequence[str],
+    checkpoints: Sequence[str],
+    json_file: Path | None,
+    plots: Path | None,
+    replayed: dict[str, Any],
+) -> None:
+    draw = None
+    if plots is not None:
+        _load_plots()  # says what is missing
+        from tapfinger_hpc.whatif import figures
+
+        draw = partial(figures.draw, folder=plots)
+    with _usage_errors():
+        folders = _folders(checkpoints)
+        if json_file is not None:
+            _opened(json_file, "ab").close()
+        if plots is not None:
+            _make_folder(plots)
+        whatif.evaluate(trace_file, replayed.pop("cluster"), names, folders, json_file, draw, **replayed)
 
 
 def show(console: Console, report: "evaluation.Report") -> None:
@@ -241,14 +276,7 @@ def _contenders(names: Sequence[str], checkpoints: Sequence[str], singles: Seque
     from tapfinger_hpc.evaluate import Contender
     from tapfinger_hpc.sim import players
 
-    folders = {}
-    for text in (*checkpoints, *singles):
-        name, equals, folder = text.partition("=")
-        if not (name and equals and folder):
-            raise ConfigError(f"checkpoint {text!r}: expected NAME=FOLDER, such as mine=runs/hetero")
-        if name in folders:
-            raise ConfigError(f"checkpoint {text!r}: the name {name!r} has weights already; choose another")
-        folders[name] = Path(folder)
+    folders = _folders((*checkpoints, *singles))
     one_by_one = {text.partition("=")[0] for text in singles}
     names = [*names, *(name for name in folders if name not in names)]
     if not names:
@@ -263,6 +291,18 @@ def _contenders(names: Sequence[str], checkpoints: Sequence[str], singles: Seque
         )
         for name in names
     ]
+
+
+def _folders(checkpoints: Sequence[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for text in checkpoints:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise ConfigError(f"checkpoint {text!r}: expected NAME=FOLDER, such as mine=runs/hetero")
+        if name in folders:
+            raise ConfigError(f"checkpoint {text!r}: the name {name!r} has weights already; choose another")
+        folders[name] = Path(folder)
+    return folders
 
 
 def _check(fields, contenders, table: Path | None, seed: int) -> None:

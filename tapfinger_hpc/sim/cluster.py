@@ -136,6 +136,11 @@ class SimulatedCluster:
         """Whether every job of the trace has arrived and ended."""
         return not (self._arrivals or self._jobs)
 
+    @property
+    def ended(self) -> int:
+        """How many jobs have ended."""
+        return len(self._records)
+
     def records(self) -> tuple[JobRecord, ...]:
         """The jobs that have ended, in order of their ends."""
         return tuple(self._records)

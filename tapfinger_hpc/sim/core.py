@@ -1059,6 +1059,16 @@ def _take_from_waiting(frame: Frame, truth: Truth, env: int, job: int) -> None:
 @lean
 def _serve_others(frame: Frame, truth: Truth, env: int) -> None:
     """Slurm's own turn: starts those jobs of others whose planned start has come."""
+    before = truth.look[env].lined
+    _serve_first_of_others(frame, truth, env)
+    while truth.look[env].lined < before and before > others.PLANNED_JOBS:
+        before = truth.look[env].lined
+        _serve_first_of_others(frame, truth, env)
+
+
+@lean
+def _serve_first_of_others(frame: Frame, truth: Truth, env: int) -> None:
+    """The same for as many of the line as are planned at a time."""
     count = others.worth_planning(frame, truth, env)
     if count == 0:
         return

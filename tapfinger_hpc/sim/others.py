@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 PROTECTED_JOBS = 32
 """As in ``reserve``: how many waiting jobs a placement must not delay."""
+PLANNED_JOBS = 100
+"""Slurm's bf_max_job_test: so many of the line are planned at a time. A queue of thousands would else be planned anew
+with every event."""
 ANY = -1
 """The node of a job that is not pinned to one."""
 _NOWHERE = -1
@@ -81,8 +84,14 @@ def plan(frame: Frame, truth: "Truth", env: int, count: int) -> None:
 
 @lean
 def worth_planning(frame: Frame, truth: "Truth", env: int) -> int:
-    """How many of the line: those up to the last that has room now. Where later ones are planned does not matter."""
-    count = truth.look[env].lined
+    """How many of the line: those up to the last that has room now. Where later ones are planned does not matter, nor
+    is anyone looked at behind the first ``PLANNED_JOBS`` that may begin.
+    """
+    count = may_begin = 0
+    while count < truth.look[env].lined and may_begin < PLANNED_JOBS:
+        asked = truth.job[env, truth.job[env, count].line]
+        may_begin += asked.begin <= frame.now[env]
+        count += asked.members
     while count > 0:
         asked = truth.job[env, truth.job[env, count - 1].line]
         if asked.begin <= frame.now[env] and _has_room_now(frame, truth, env, count - asked.members):
@@ -111,8 +120,8 @@ def may_start(frame: Frame, truth: "Truth", env: int, position: int, after: int)
 def _plan(frame: Frame, truth: "Truth", env: int, count: int) -> None:
     position = 0
     while position < count:
-        asked, moment = truth.job[env, truth.job[env, position].line], frame.now[env]
-        if asked.begin > moment:
+        asked, moment = truth.job[env, truth.job[env, position].line], _not_before(frame, truth, env, position)
+        if asked.begin > frame.now[env]:
             moment = np.inf
         while moment < np.inf and not _find_nodes(frame, truth, env, position, moment):
             moment = _next_change(frame, truth, env, position, moment)
@@ -121,6 +130,39 @@ def _plan(frame: Frame, truth: "Truth", env: int, count: int) -> None:
             if moment == np.inf:
                 truth.job[env, place].node = _NOWHERE
         position += asked.members
+
+
+@lean
+def _not_before(frame: Frame, truth: "Truth", env: int, position: int) -> float:
+    """When the nearest job of the line before this one starts that asks for just the same: until then there was no room
+    for that one, with fewer jobs planned; now where there is none. Arrays of a thousand tasks are planned so.
+    """
+    job = truth.job[env, position].line
+    asked = truth.job[env, job]
+    for place in range(position - 1, -1, -1):
+        other = truth.job[env, place].line
+        first = truth.job[env, other]
+        if (
+            first.cpus == asked.cpus
+            and first.gpus == asked.gpus
+            and first.mem_mb == asked.mem_mb
+            and first.limit == asked.limit
+            and first.members == asked.members
+            and first.pin == asked.pin
+            and first.begin <= frame.now[env]
+            and frame.kind[env, other] == frame.kind[env, job]
+            and _reach_the_same(frame, env, other, job)
+        ):
+            return max(frame.now[env], truth.job[env, place].start)
+    return frame.now[env]
+
+
+@lean
+def _reach_the_same(frame: Frame, env: int, one: int, other: int) -> bool:
+    for partition in range(frame.partitions[env]):
+        if frame.reach[env, one, partition] != frame.reach[env, other, partition]:
+            return False
+    return True
 
 
 @lean

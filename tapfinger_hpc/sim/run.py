@@ -3,7 +3,7 @@
 The loop has the agent's order: observe, decide, guard, apply, take back what did not take, renew leases, wait.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
@@ -34,6 +34,7 @@ def replay(
     update_latency_s: float = 0.0,
     refusal: float = 0.0,
     seed: int = 0,
+    report: Callable[[int], None] = lambda ended: None,
 ) -> tuple[JobRecord, ...]:
     """Runs every job of the trace to its end.
 
@@ -42,6 +43,7 @@ def replay(
         classes: what the policy is told of the classes' speed; None tells it the truth (but for each job's own scale).
         interval_s: longest time between two looks while jobs wait; an arrival or an end brings one at once.
         max_hold_s: a job that waited this long is given to Slurm as it is.
+        report: told how many jobs have ended, now and then.
     """
     clock = SimClock()
     cluster = SimulatedCluster(
@@ -57,10 +59,12 @@ def replay(
     if policy is None:
         while not cluster.finished:
             clock.wait(float("inf"))
+            report(cluster.ended)
         return cluster.records()
     loop = _Loop(cluster, policy, tuple(trace.classes if classes is None else classes), lease_s, max_hold_s)
     while not cluster.finished:
         loop.turn()
+        report(cluster.ended)
         if not cluster.finished:
             # Leases are renewed when half of them is over: a longer sleep would let them lapse.
             clock.wait(min(interval_s, lease_s / 3) if loop.jobs_wait else float("inf"))
@@ -86,7 +90,7 @@ class _Loop:
     def turn(self) -> None:
         """One look at the cluster, and what follows from it."""
         state = self._settle(replace(self._cluster.observe(), classes=self._classes))
-        if any(job.managed and job.eligible for job in state.pending):
+        if _has_room(state):
             allowed, _, _ = guard_all(self._policy.decide(state), state)
             jobs = {job.key: job for job in state.pending}
             for decision in allowed:
@@ -146,3 +150,10 @@ class _Loop:
         ]
         if due:
             self._cluster.renew(due, int(state.time_s) + self._lease_s)
+
+
+def _has_room(state: ClusterState) -> bool:
+    """Whether anything of ours could be placed at all: on a full cluster a policy need not be asked."""
+    least = {(job.minimum, job.tasks): job for job in state.pending if job.managed and job.eligible}
+    wanted = [amounts for amounts in map(fit.smallest, least.values()) if amounts is not None]
+    return any(node.available and node.free.covers(amounts) for node in state.nodes for amounts in wanted)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -10,12 +11,12 @@ from rich.console import Console
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.nets.config import ABLATIONS
 from tapfinger_hpc.sim.levels import LEVELS, ORACLE
+from tapfinger_hpc.training import adapting
 
 
 @click.command()
 @click.option(
     "--scenario",
-    required=True,
     help="Train in this scenario of the paper, or in drawn ones (random, cluster); several with commas between.",
 )
 @click.option(
@@ -35,7 +36,10 @@ from tapfinger_hpc.sim.levels import LEVELS, ORACLE
 @click.option("--ablate", type=click.Choice(ABLATIONS), multiple=True, help="Go without this; repeatable.")
 @click.option("--from-scratch", is_flag=True, help="No imitation of the price heuristic before PPO.")
 @click.option("--resume", is_flag=True, help="Go on from what an earlier run left in the folder.")
+@adapting.options
+@click.pass_context
 def train(
+    context: click.Context,
     scenario: str,
     out: Path,
     minutes: float,
@@ -48,12 +52,15 @@ def train(
     ablate: Sequence[str],
     from_scratch: bool,
     resume: bool,
+    **site: Any,
 ) -> None:
-    """Train the policy network in one of the paper's scenarios, or in random ones.
+    """Train the policy network in one of the paper's scenarios, in random ones, or on a site's own past jobs.
 
-    First by imitating the price heuristic, then by PPO. Started by torchrun or srun, all processes train together.
-    Ctrl-C keeps what was last saved; --resume goes on from there.
+    With --scenario first by imitating the price heuristic, then by PPO. With --trace and --cluster the policy that
+    ships is adapted to the site, and kept only if it beats the present one on the later part of the trace. Started by
+    torchrun or srun, all processes train together. Ctrl-C keeps what was last saved; --resume goes on from there.
     """
+    adapts = adapting.asked(context)
     if not resume and (out / "checkpoint.json").exists():
         raise click.UsageError(f"{str(out)!r} already holds a checkpoint: give --resume, or another folder")
     try:
@@ -62,14 +69,14 @@ def train(
         raise ConfigError(
             f"training needs {error.name}, which is not installed: pip install 'tapfinger-hpc[train]'"
         ) from error
+    if adapts:
+        sys.exit(adapting.adapt(out, start, minutes, iterations, seed, workers, resume, **site))
     config = course.CourseConfig(scenario, knowledge=knowledge, minutes=minutes, iterations=iterations, seed=seed)
     config = course.ablated(config, [*ablate, *(["imitation"] if from_scratch else [])])
     try:
         info = starting.run(config, out, workers=workers, table=table, start=start, resume=resume)
     except KeyboardInterrupt:
-        kept = (out / course.STATE).exists()
-        Console(stderr=True).print(f"Stopped; {'go on with --resume' if kept else 'nothing had been saved yet'}.")
-        sys.exit(130)
+        adapting.stopped(out)
     if info is not None:
         trained = info.training
         Console().print(

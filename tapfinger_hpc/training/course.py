@@ -128,12 +128,14 @@ def train(
     start: Path | None = None,
     resume: bool = False,
     team: Team | None = None,
+    drawn: Callable[[int], Workload] | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> CheckpointInfo:
     """Trains, and writes the checkpoint into ``out``.
 
     Args:
         table: the test-bed measurements, for scenarios that replay them.
+        drawn: the workload of a seed, where ``config.scenario`` is only the name of what it draws from.
         start: a checkpoint whose weights the course begins with.
         team: the processes that train together; every one of them makes this call.
 
@@ -143,7 +145,7 @@ def train(
         ScenarioError: the scenario is not known, or needs a table.
     """
     torch.set_num_threads(1)
-    course = _Course(config, out, table, team or Team())
+    course = _Course(config, out, table, team or Team(), drawn)
     if start is not None:
         course.begin_with(start)
     elif not resume:
@@ -169,7 +171,14 @@ def train(
 class _Course:
     """A course under way in one process of the team."""
 
-    def __init__(self, config: CourseConfig, out: Path, table: Path | None, team: Team) -> None:
+    def __init__(
+        self,
+        config: CourseConfig,
+        out: Path,
+        table: Path | None,
+        team: Team,
+        drawn: Callable[[int], Workload] | None = None,
+    ) -> None:
         if config.ppo.workloads % team.size:
             raise TrainingError(
                 f"{config.ppo.workloads} workloads of an iteration cannot be shared among {team.size} processes; "
@@ -180,10 +189,11 @@ class _Course:
         if config.knowledge not in LEVELS:
             raise ConfigError(f"knowledge {config.knowledge!r} is not known; known: {', '.join(LEVELS)}")
         self.scenarios = config.scenario.split(",")
+        self.drawn = drawn
         # An unknown name or a missing table is said at once.
-        firsts = [scenarios.workload(name, 0, table=table) for name in self.scenarios]
+        firsts = self._draw(range(len(self.scenarios)))
         self.experience: Experience | None = None
-        if config.knowledge == TYPES and not set(self.scenarios) <= set(scenarios.DRAWN):
+        if config.knowledge == TYPES and drawn is None and not set(self.scenarios) <= set(scenarios.DRAWN):
             if len(firsts) > 1:
                 raise ConfigError(
                     f"knowledge {TYPES!r} is what was learned of the types of one scenario, and {config.scenario!r} "
@@ -283,6 +293,8 @@ class _Course:
 
     def _draw(self, seeds: Iterable[int]) -> list[Workload]:
         names = self.scenarios
+        if self.drawn is not None:
+            return [self.drawn(seed) for seed in seeds]
         return [scenarios.workload(names[seed % len(names)], seed, table=self.table) for seed in seeds]
 
     def _told(self, workloads: list[Workload]) -> list[Belief | None]:

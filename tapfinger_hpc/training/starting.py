@@ -14,15 +14,26 @@ from torch.utils.tensorboard import SummaryWriter
 from tapfinger_hpc import checkpoint
 from tapfinger_hpc.checkpoint import CheckpointInfo
 from tapfinger_hpc.errors import ConfigError
+from tapfinger_hpc.sim.scenarios import Workload
 from tapfinger_hpc.training import course, team
 from tapfinger_hpc.training.course import CourseConfig, Progress
 from tapfinger_hpc.training.team import Team
 
 
 def run(
-    config: CourseConfig, out: Path, *, workers: int, table: Path | None, start: Path | None, resume: bool
+    config: CourseConfig,
+    out: Path,
+    *,
+    workers: int,
+    table: Path | None,
+    start: Path | None,
+    resume: bool,
+    drawn: Callable[[int], Workload] | None = None,
 ) -> CheckpointInfo | None:
     """Trains, showing how far it is; the checkpoint's description, or None where another process tells it.
+
+    Args:
+        drawn: as for ``course.train``.
 
     Raises:
         ConfigError: ``workers`` beside a team that torchrun or srun has started.
@@ -33,13 +44,15 @@ def run(
         raise ConfigError(f"--workers {workers} within one of {joined.size} processes of a team; leave it out")
     if workers == 1:
         try:
-            info = _member(joined, config, out, table, start, resume)
+            info = _member(joined, config, out, table, start, resume, drawn)
         finally:
             joined.leave()
         return info if joined.leads else None
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
-        torch.multiprocessing.spawn(_worker, args=(workers, meeting, config, out, table, start, resume), nprocs=workers)
+        torch.multiprocessing.spawn(
+            _worker, args=(workers, meeting, config, out, table, start, resume, drawn), nprocs=workers
+        )
     return checkpoint.describe(out)
 
 
@@ -52,20 +65,29 @@ def _worker(
     table: Path | None,
     start: Path | None,
     resume: bool,
+    drawn: Callable[[int], Workload] | None,
 ) -> None:
     joined = team.join_file(meeting, rank, size)
     try:
-        _member(joined, config, out, table, start, resume)
+        _member(joined, config, out, table, start, resume, drawn)
     finally:
         joined.leave()
 
 
 def _member(
-    joined: Team, config: CourseConfig, out: Path, table: Path | None, start: Path | None, resume: bool
+    joined: Team,
+    config: CourseConfig,
+    out: Path,
+    table: Path | None,
+    start: Path | None,
+    resume: bool,
+    drawn: Callable[[int], Workload] | None,
 ) -> CheckpointInfo:
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(_reporting(out)) if joined.leads else _silent
-        return course.train(config, out, table=table, start=start, resume=resume, team=joined, report=report)
+        return course.train(
+            config, out, table=table, start=start, resume=resume, team=joined, drawn=drawn, report=report
+        )
 
 
 def _silent(progress: Progress) -> None:

@@ -1,0 +1,143 @@
+"""``tapfinger train --trace``: the policy that ships, adapted to a site on its own past jobs.
+
+The course is that of other scenarios, in the folder ``course`` of the output; the adapted weights come into the output
+itself only if they do better on the later part of the trace.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tapfinger_hpc.checkpoint import DEFAULT, DESCRIPTION, describe
+from tapfinger_hpc.whatif import cli as whatif
+from tapfinger_hpc.whatif.cli import CLUSTER, MANAGE, PARTITION, lent, mapping, span
+
+if TYPE_CHECKING:
+    from tapfinger_hpc.whatif.adaptation import Parts, Verdict
+
+COURSE = "course"
+"""Folder of the course within the output."""
+NOT_BETTER = 3
+"""Exit status where the present policy stays."""
+OF_SCENARIOS = {
+    "scenario": "--scenario",
+    "table": "--table",
+    "knowledge": "--knowledge",
+    "ablate": "--ablate",
+    "from_scratch": "--from-scratch",
+}
+OF_TRACES = {"cluster": "--cluster", "mapped": "--partition", "manage": "--manage"}
+_TRACE = click.option(
+    "--trace",
+    "trace_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Adapt the policy to the jobs of this trace instead; the later part says whether it is better.",
+)
+
+
+def options(command: Callable) -> Callable:
+    """What adapting is told on the command line."""
+    for option in (MANAGE, PARTITION, CLUSTER, _TRACE):
+        command = option(command)
+    return command
+
+
+def asked(context: click.Context) -> bool:
+    """Whether a trace is adapted to."""
+    return whatif.asked(context, OF_SCENARIOS, OF_TRACES)
+
+
+def adapt(
+    out: Path,
+    start: Path | None,
+    minutes: float,
+    iterations: int,
+    seed: int,
+    workers: int,
+    resume: bool,
+    *,
+    trace_file: Path,
+    cluster: str,
+    mapped: Sequence[str],
+    manage: Any,
+) -> int:
+    """Trains and compares; the exit status."""
+    from tapfinger_hpc.training import course, starting
+    from tapfinger_hpc.whatif import adaptation, evaluation
+
+    console, present = Console(stderr=True, highlight=False), start or DEFAULT
+    with console.status("reading the trace and learning its job classes"):
+        loaded = evaluation.load(trace_file, cluster, mapping(mapped), manage, lent())
+        parts = adaptation.parts(loaded)
+    knowledge = describe(present).training.knowledge
+    # The weights know the heuristic already, and begin where they are.
+    config = course.CourseConfig(
+        parts.name, knowledge=knowledge, minutes=minutes, iterations=iterations, seed=seed, teacher=""
+    )
+    folder = out / COURSE
+    try:
+        info = starting.run(
+            config, folder, workers=workers, table=None, start=present, resume=resume, drawn=parts.workloads
+        )
+    except KeyboardInterrupt:
+        stopped(folder)
+    if info is None:
+        return 0  # another process of the team tells it
+    verdict = _judged(console, parts, present, folder)
+    _show(Console(highlight=False), verdict, present, out)
+    if not verdict.better:
+        return NOT_BETTER
+    shutil.copy2(folder / info.weights, out / info.weights)
+    shutil.copy2(folder / DESCRIPTION, out / DESCRIPTION)  # last, as it names the weights
+    return 0
+
+
+def stopped(folder: Path) -> NoReturn:
+    """After Ctrl-C."""
+    from tapfinger_hpc.training import course
+
+    kept = (folder / course.STATE).exists()
+    Console(stderr=True).print(f"Stopped; {'go on with --resume' if kept else 'nothing had been saved yet'}.")
+    sys.exit(130)
+
+
+def _judged(console: Console, parts: "Parts", present: Path, adapted: Path) -> "Verdict":
+    from tapfinger_hpc.whatif import adaptation
+
+    each, done, latest = len(parts.held_out.plan.kept.jobs), 0, ""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as shown:
+        bar = shown.add_task("the later part", total=3 * each)
+
+        def tell(name: str, ended: int) -> None:
+            nonlocal done, latest
+            if latest and name != latest:
+                done += each
+            latest = name
+            shown.update(bar, completed=done + ended, description=f"the later part: {name}")
+
+        verdict = adaptation.judged(parts.held_out, present, adapted, tell)
+        shown.update(bar, completed=3 * each, description="the later part")
+    return verdict
+
+
+def _show(console: Console, verdict: "Verdict", present: Path, out: Path) -> None:
+    console.print(f"On the last {verdict.jobs:,} jobs of the trace, which were not trained on, mean completion time:")
+    for row in verdict.rows:
+        against = f"   {row.completion} against easy" if row.completion else ""
+        console.print(f"  {row.policy:10} {span(row.mean_completion_s):>9}{against}", soft_wrap=True)
+    clear = "" if verdict.change.clear else "; the interval holds 0, so it may be chance"
+    console.print(f"Adapted against present: {verdict.change}{clear}", soft_wrap=True)
+    if verdict.better:
+        console.print(f"Kept: {out}", soft_wrap=True)
+    else:
+        console.print(
+            f"Not better: {present} stays. What was trained is in {out / COURSE}; --resume and more --minutes go on.",
+            soft_wrap=True,
+        )

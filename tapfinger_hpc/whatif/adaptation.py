@@ -1,0 +1,81 @@
+"""The policy of a site: trained on the earlier part of its own trace, kept only if it does better on the later part.
+
+What is learned of job classes for training, and what both policies are told on the later part, comes from the earlier
+part alone; how long the later jobs truly take comes from all of it.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from tapfinger_hpc.whatif import evaluation, playing, report
+from tapfinger_hpc.whatif.evaluation import Loaded, Prepared
+from tapfinger_hpc.whatif.playing import Contender
+from tapfinger_hpc.whatif.report import CHANGED, KEPT, Change, Row, Window
+from tapfinger_hpc.whatif.site import SiteWorkloads
+
+HELD_OUT = 0.3
+"""Share of the jobs, the last ones, on which the policies are compared."""
+PRESENT, ADAPTED = "present", "adapted"
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """What is trained on, and what it is tried on."""
+
+    name: str
+    """Of the scenario: the same for the same jobs, cluster and choices alone."""
+    workloads: SiteWorkloads
+    held_out: Prepared
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How the policies did on the later part."""
+
+    jobs: int
+    rows: tuple[Row, ...]
+    """Stock Slurm, the present policy, the adapted one."""
+    change: Change
+    """Of the mean completion time, from the present policy to the adapted one."""
+
+    @property
+    def better(self) -> bool:
+        """Whether the adapted one is kept."""
+        return self.change.value < 0
+
+
+def parts(loaded: Loaded) -> Parts:
+    """Divides a trace by time.
+
+    Raises:
+        TraceError: it is too short, or too few of its jobs are managed.
+    """
+    times = sorted(item.job.submit_time_s for item in loaded.trace.jobs)
+    split_s = float(times[round((1 - HELD_OUT) * (len(times) - 1))])
+    earlier = loaded.before(split_s)
+    trained = evaluation.prepare(earlier).plan
+    jobs = trained.changed or trained.kept
+    digest = hashlib.blake2b(msgspec.json.encode((jobs, loaded.shape.spec)), digest_size=6).hexdigest()
+    return Parts(
+        name=f"site-{digest}",
+        workloads=SiteWorkloads(jobs, loaded.shape.spec),
+        held_out=evaluation.prepare(loaded, from_s=split_s, told=earlier.classes()[0]),
+    )
+
+
+def judged(
+    held_out: Prepared, present: Path, adapted: Path, report_: Callable[[str, int], None] = lambda name, ended: None
+) -> Verdict:
+    """Replays the later part with both."""
+    plan, shape = held_out.plan, held_out.shape
+    contenders = [Contender(PRESENT, "tapfinger", present), Contender(ADAPTED, "tapfinger", adapted)]
+    amounts = KEPT if plan.changed is None else CHANGED
+    replays = list(playing.replays(plan, shape.spec, contenders, amounts=(amounts,), report=report_))
+    window = Window(plan.counted, shape.spec)
+    asked = {item.job.key: item for item in plan.kept.jobs}
+    return Verdict(
+        jobs=len(plan.counted),
+        rows=report.rows(replays, window, asked),
+        change=report.between(replays[1], replays[2], window),
+    )
