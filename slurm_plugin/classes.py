@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 
 from tapfinger_hpc import log
-from tapfinger_hpc.speed import JobClass
+from tapfinger_hpc.errors import ConfigError
+from tapfinger_hpc.speed import JobClass, read_classes
 from tapfinger_hpc.state import ClusterState
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,11 @@ class ClassesFile:
             status = self._path.stat()
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen != self._seen:
-                read = msgspec.json.decode(self._path.read_bytes(), type=tuple[JobClass, ...])
+                read = read_classes(self._path)
                 self._seen, self._complaint = seen, ""
                 self._classes = {one.name: one for one in read}
                 log.event(logger, logging.INFO, "classes-read", file=self._path, classes=len(read))
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ConfigError) as error:
             # Told once, though it is tried again at every look.
             if self._complaint != str(error):
                 self._complaint = str(error)

@@ -18,6 +18,7 @@ from tapfinger_hpc.sim import scenarios
 from tapfinger_hpc.sim.bound import Bound, alone, bound
 from tapfinger_hpc.sim.episodes import Episode, Player, play
 from tapfinger_hpc.sim.scenarios import Scenario, Workload
+from tapfinger_hpc.speed import JobClass
 
 WARM_UP_TASKS = 5
 """Tasks of an episode before those that count: it compiles and loads what the first decision needs."""
@@ -152,6 +153,8 @@ class Contender:
     knowledge: str | None = None
     single_task: bool = False
     """A learned policy places at most one task per agent, then looks at the state anew."""
+    classes: tuple[JobClass, ...] = ()
+    """What it is told where its knowledge is "curves"; without any, estimates that are drawn."""
 
     def player(self, scenario: Scenario, seed: int) -> Player:
         from tapfinger_hpc.sim import players
@@ -163,6 +166,8 @@ class Contender:
             needs["knowledge"] = self.knowledge
         if self.single_task:
             needs["single_task"] = True
+        if self.classes:
+            needs["classes"] = self.classes
         return players.make(self.policy, seed=seed, **needs)
 
 
@@ -213,7 +218,7 @@ def play_task(task: PlayTask) -> list[Run]:
     # Where each seed has a scenario of its own, a policy that is made for a scenario is made for each of them.
     for together in [[one] for one in workloads] if task.scenario in scenarios.DRAWN else [workloads]:
         player = task.contender.player(together[0].scenario, together[0].seed)
-        episodes = play(together, player)
+        episodes = play(together, player, classes=task.contender.classes)
         passes = getattr(player, "passes", 0) / len(episodes)
         runs += [run(episode, player.knowledge, passes) for episode in episodes]
     return runs

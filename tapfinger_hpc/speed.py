@@ -9,10 +9,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
+
+from tapfinger_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from tapfinger_hpc.state import Resources
@@ -85,6 +88,22 @@ class JobClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     speed: SpeedModel
     observations: Annotated[int, Meta(ge=0)] = 0
     """Finished jobs that the model was learned from."""
+
+
+def read_classes(path: Path) -> tuple[JobClass, ...]:
+    """The classes of a file that ``tapfinger trace fit`` or ``tapfinger learn`` wrote.
+
+    Raises:
+        ConfigError: it cannot be read, and why.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[JobClass, ...])
+    except OSError as error:
+        raise ConfigError(f"job classes {str(path)!r} cannot be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"job classes {str(path)!r}: {error}; make them with `tapfinger trace fit` or `tapfinger learn`"
+        ) from error
 
 
 def prior(requested: "Resources", time_limit_s: int | None) -> SpeedModel:

@@ -104,6 +104,15 @@ def test_more_cpus_and_more_memory_never_make_a_job_slower(runs):
     assert all(one > 0 for one in speed.log_std)
 
 
+def test_what_was_seen_stands_in_the_grid():
+    """A step between 4 and 6 CPUs is nowhere between them."""
+    made = model_of(*(ended(400.0 if cpus < 6 else 200.0, cpus, 7) for cpus in (3, 4, 5, 6, 7) for _ in range(4)))
+    assert {3, 4, 5, 6, 7} <= set(made.speed.cpus)
+    assert 7 in made.speed.gpus
+    assert seconds(made, 5, 7) == pytest.approx(400, rel=0.05)
+    assert seconds(made, 7, 7) == pytest.approx(200, rel=0.05)
+
+
 def test_a_job_that_timed_out_is_thought_to_take_longer_than_its_limit():
     made = model_of(*(ended(900.0, 4, 1, state="TIMEOUT") for _ in range(3)))
     assert seconds(made, 4, 1) > 900

@@ -1,5 +1,6 @@
 """``tapfinger trace fit``, the commands that make its prior anew, and ``tapfinger bench speeds``."""
 
+import heapq
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,14 +29,16 @@ _DEFAULT_DRAWS = 200
 @click.argument("file", type=_FILE)
 @click.option("-o", "--output", required=True, type=_FILE, help="The classes, as agent.classes_file reads them.")
 @click.option("--add", is_flag=True, help="Go on from what an earlier run has seen, kept beside the output (.seen).")
+@click.option("--first", type=click.IntRange(min=1), help="Learn from the jobs alone that ended first, so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print the classes as JSON.")
-def fit(file: Path, output: Path, add: bool, as_json: bool) -> None:
+def fit(file: Path, output: Path, add: bool, first: int | None, as_json: bool) -> None:
     """Learn job classes and their speed from the jobs of a trace."""
     from trace_tools import learning
 
     with learning.locked(output):
         learner = learning.opened(output) if add else learning.Learner()
-        learner.take_in(learning.ended_jobs(file))
+        jobs = learning.ended_jobs(file)
+        learner.take_in(jobs if first is None else heapq.nsmallest(first, jobs, key=learning.ended_s))
         if not learner.jobs:
             raise TraceError(
                 f"trace {str(file)!r}: nothing to learn from; {learner.nameless} jobs have neither user nor name, "

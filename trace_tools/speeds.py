@@ -236,10 +236,13 @@ def _axes(seen: Seen) -> tuple[tuple[int, ...], tuple[int, ...]]:
     rows: list[Cell | Bound] = [*seen.cells, *seen.bounds]
     most_cpus = max(LEAST_REACH[0], BEYOND * max(row.cpus for row in rows))
     most_gpus = max(row.gpus for row in rows)
-    cpus = tuple(count for count in CPU_AXIS if count <= most_cpus)
-    none = (0,) if min(row.gpus for row in rows) == 0 else ()
+    cpus = {count for count in CPU_AXIS if count <= most_cpus}
     reach = max(LEAST_REACH[1], BEYOND * most_gpus) if most_gpus else 0
-    return cpus, none + tuple(count for count in GPU_AXIS if count <= reach)
+    gpus = {count for count in GPU_AXIS if count <= reach}
+    # What was seen stands in the grid itself: times may have steps that no line between other amounts shows.
+    cpus |= {cell.cpus for cell in seen.cells}
+    gpus |= {row.gpus for row in rows if row.gpus == 0} | {cell.gpus for cell in seen.cells}
+    return tuple(sorted(cpus)), tuple(sorted(gpus))
 
 
 def _over_memory(

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from tapfinger_hpc import __version__
 from tapfinger_hpc.errors import CheckpointError, ConfigError, ScenarioError
-from tapfinger_hpc.sim.levels import LEVELS
+from tapfinger_hpc.sim.levels import CURVES, LEVELS
+from tapfinger_hpc.speed import JobClass, read_classes
 from tapfinger_hpc.whatif import cli as whatif
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ SEEDS_OF_A_TASK = 25
 WIDTH = 140
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_CLASSES = click.option(
+    "--classes",
+    "classes_file",
+    type=_FILE,
+    help="What --knowledge curves is told: job classes, as `trace fit` learns them, of the types' names.",
+)
 
 
 @click.command()
@@ -37,9 +44,12 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--policy", required=True, help="Its name; an unknown one is answered with those that are known.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first workload.")
 @click.option("--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="One of each next seed.")
+@click.option("--load", type=float, help="Instead of the scenario's own.")
 @click.option("--dump", type=_FILE, help="File for one JSON line of each episode; without it only means are shown.")
+@click.option("--trace", "trace_file", type=_FILE, help="File for the tasks as jobs that have ended, a trace.")
 @click.option("--table", type=_FILE, help="Measurements of the authors' test-bed, for the scenarios that replay them.")
 @click.option("--knowledge", type=click.Choice(LEVELS), help="What the policy knows of a task's speed.")
+@_CLASSES
 @click.option("--checkpoint", type=_FOLDER, help="Folder of the weights, for a learned policy.")
 @click.option("--single-task", is_flag=True, help="A learned policy places one task per agent and look at the state.")
 def simulate(
@@ -47,31 +57,39 @@ def simulate(
     policy: str,
     seed: int,
     episodes: int,
+    load: float | None,
     dump: Path | None,
+    trace_file: Path | None,
     table: Path | None,
     knowledge: str | None,
+    classes_file: Path | None,
     checkpoint: Path | None,
     single_task: bool,
 ) -> None:
     """Play episodes of a scenario with one policy, and write down what it did."""
     evaluation = _load_evaluation()
+    from tapfinger_hpc import trace as traces
     from tapfinger_hpc.sim import dump as dumps
-    from tapfinger_hpc.sim import scenarios
-    from tapfinger_hpc.sim.episodes import play
+    from tapfinger_hpc.sim import ended, scenarios
+    from tapfinger_hpc.sim.episodes import Episode, play
 
-    contender = evaluation.Contender(policy, policy, checkpoint, knowledge, single_task)
-    means = []
+    played: list[Episode] = []
     with _usage_errors():
-        contender.player(scenarios.workload(scenario, seed, table=table).scenario, seed)
+        classes = _classes(classes_file, knowledge)
+        contender = evaluation.Contender(policy, policy, checkpoint, knowledge, single_task, classes)
+        _check([(scenario, load)], [contender], table, seed)
     file = _opened(dump, "wb") if dump else None
     for number in range(seed, seed + episodes):
-        workload = scenarios.workload(scenario, number, table=table)
-        (episode,) = play([workload], contender.player(workload.scenario, number))
-        means.append(episode.mean_jct)
+        workload = scenarios.workload(scenario, number, table=table, load=load)
+        played += play([workload], contender.player(workload.scenario, number), classes=classes)
         if file:
-            file.write(msgspec.json.encode(dumps.record(episode, policy)) + b"\n")
+            file.write(msgspec.json.encode(dumps.record(played[-1], policy)) + b"\n")
     if file:
         file.close()
+    if trace_file:
+        with _usage_errors():
+            traces.write(ended.trace(played), trace_file)
+    means = [episode.mean_jct for episode in played]
     shown = evaluation.interval(means)
     spread = f", 95 % interval {shown.low:.3f} to {shown.high:.3f}" if episodes > 1 else ""
     unit = "s" if scenario == "cluster" else "slots"
@@ -93,6 +111,7 @@ def simulate(
 @click.option("--curve", "curves", multiple=True, help="NAME=metrics.jsonl: a learning curve to draw; repeatable.")
 @click.option("--table", type=_FILE, help="Measurements of the authors' test-bed, for the scenarios that replay them.")
 @click.option("--knowledge", type=click.Choice(LEVELS), help="What the policies know of a task's speed.")
+@_CLASSES
 @click.option("--checkpoint", "checkpoints", multiple=True, help="NAME=FOLDER: weights under a name; repeatable.")
 @click.option("--single-task", "singles", multiple=True, help="NAME=FOLDER: as --checkpoint, one task at a time.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that play.")
@@ -112,6 +131,7 @@ def evaluate(
     curves: Sequence[str],
     table: Path | None,
     knowledge: str | None,
+    classes_file: Path | None,
     checkpoints: Sequence[str],
     singles: Sequence[str],
     workers: int,
@@ -131,7 +151,8 @@ def evaluate(
         return
     with_bound = with_bound or "bound" in names
     with _usage_errors():
-        contenders = _contenders([name for name in names if name != "bound"], checkpoints, singles, knowledge)
+        classes = _classes(classes_file, knowledge)
+        contenders = _contenders([name for name in names if name != "bound"], checkpoints, singles, knowledge, classes)
         chosen = reference or contenders[0].name
         if chosen not in [contender.name for contender in contenders]:
             raise ConfigError(f"reference {chosen!r} is not among the policies {policies!r}")
@@ -271,7 +292,13 @@ def _leave_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _contenders(names: Sequence[str], checkpoints: Sequence[str], singles: Sequence[str], knowledge: str | None):
+def _contenders(
+    names: Sequence[str],
+    checkpoints: Sequence[str],
+    singles: Sequence[str],
+    knowledge: str | None,
+    classes: tuple[JobClass, ...],
+):
     """The policies of the command line; one that has weights of its own may have any name."""
     from tapfinger_hpc.evaluate import Contender
     from tapfinger_hpc.sim import players
@@ -288,6 +315,7 @@ def _contenders(names: Sequence[str], checkpoints: Sequence[str], singles: Seque
             checkpoint=folders.get(name),
             knowledge=knowledge,
             single_task=name in one_by_one,
+            classes=classes,
         )
         for name in names
     ]
@@ -307,12 +335,24 @@ def _folders(checkpoints: Sequence[str]) -> dict[str, Path]:
 
 def _check(fields, contenders, table: Path | None, seed: int) -> None:
     """Says before anything is played what cannot be."""
-    from tapfinger_hpc.sim import scenarios
+    from tapfinger_hpc.sim import experience, scenarios
 
     for scenario, load in fields:
         workload = scenarios.workload(scenario, seed, table=table, load=load)
         for contender in contenders:
-            contender.player(workload.scenario, seed)
+            player = contender.player(workload.scenario, seed)
+            if contender.classes:
+                experience.beliefs([workload], player.knowledge, classes=contender.classes)
+
+
+def _classes(file: Path | None, knowledge: str | None) -> tuple[JobClass, ...]:
+    if file is None:
+        return ()
+    if knowledge != CURVES:
+        raise ConfigError("--classes is what --knowledge curves is told: give both")
+    if not (classes := read_classes(file)):
+        raise ConfigError(f"job classes {str(file)!r}: there are none in it; learn some with `tapfinger trace fit`")
+    return classes
 
 
 def _curve(text: str):

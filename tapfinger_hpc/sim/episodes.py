@@ -11,6 +11,7 @@ from tapfinger_hpc.frame import RUNNING, Frame
 from tapfinger_hpc.sim import core, experience
 from tapfinger_hpc.sim.core import Truth, compiled
 from tapfinger_hpc.sim.scenarios import Workload
+from tapfinger_hpc.speed import JobClass
 
 MAX_SLOTS = 100_000
 """A policy that never places its last tasks would never come to an end."""
@@ -86,15 +87,20 @@ class Episode:
         return float(self.completion_times.mean())
 
 
-def play(workloads: Sequence[Workload], player: Player, *, batch: int = 32) -> list[Episode]:
+def play(
+    workloads: Sequence[Workload], player: Player, *, batch: int = 32, classes: Sequence[JobClass] = ()
+) -> list[Episode]:
     """One episode of each workload.
+
+    Args:
+        classes: what a player of ``knowledge`` "curves" is told of the types, by their names.
 
     Raises:
         RuntimeError: the player leaves tasks unplaced for ever.
     """
     episodes: list[Episode] = []
     for first in range(0, len(workloads), batch):
-        episodes += _play_together(list(workloads[first : first + batch]), player)
+        episodes += _play_together(list(workloads[first : first + batch]), player, classes)
     return episodes
 
 
@@ -124,8 +130,8 @@ def place_all(frame: Frame, truth: Truth, env: int, rows: np.ndarray, count: int
     return placed
 
 
-def _play_together(workloads: list[Workload], player: Player) -> list[Episode]:
-    told = experience.beliefs(workloads, player.knowledge, getattr(player, "experience", None))
+def _play_together(workloads: list[Workload], player: Player, classes: Sequence[JobClass]) -> list[Episode]:
+    told = experience.beliefs(workloads, player.knowledge, getattr(player, "experience", None), classes)
     frame, truth = core.environments(workloads, beliefs=told)
     count = len(workloads)
     used: list[list[np.ndarray]] = [[] for _ in range(count)]

@@ -20,6 +20,7 @@ from tapfinger_hpc.sim.core import Truth, compiled
 from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.levels import CURVES, TYPES
 from tapfinger_hpc.sim.scenarios import Scenario, TaskType, Workload, draw
+from tapfinger_hpc.speed import JobClass
 
 EXPLORING_SEED = 3_500_000
 """Of the first exploratory workload; evaluations use seeds below 3,000,000."""
@@ -69,13 +70,21 @@ class Experience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.scenario == scenario.name not in scenarios.DRAWN and learned == here
 
 
-def beliefs(workloads: Sequence[Workload], level: str, experience: Experience | None = None) -> list[Belief | None]:
+def beliefs(
+    workloads: Sequence[Workload],
+    level: str,
+    experience: Experience | None = None,
+    classes: Sequence[JobClass] = (),
+) -> list[Belief | None]:
     """What a policy with this knowledge is told of each workload's tasks; None is the truth.
 
     Args:
         level: one of ``levels.LEVELS``, or "" of a policy that asks nothing.
         experience: what ``types`` knows already; of scenarios of other types it is learned here.
+        classes: what ``curves`` is told; without any, the truth with an error.
     """
+    if level == CURVES and classes:
+        return [knowledge.of_classes(workload.scenario, classes) for workload in workloads]
     if level == CURVES:
         return [knowledge.estimated(workload) for workload in workloads]
     if level == TYPES:

@@ -5,12 +5,16 @@ true ones to itself. On which amounts a type can run at all is always known, as 
 """
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 
-from tapfinger_hpc.sim.scenarios import TaskType, Workload, worth_having
+from tapfinger_hpc.errors import ScenarioError
+from tapfinger_hpc.sim.scenarios import DRAWN, SLOT_S, Scenario, TaskType, Workload, worth_having
+from tapfinger_hpc.speed import JobClass
+from tapfinger_hpc.state import Resources
 
 LEAST_ERROR, MOST_ERROR = 0.05, 0.2
 """Standard deviation of the logarithm of an estimate, drawn for each kind: from measured well to guessed at."""
@@ -42,6 +46,34 @@ def estimated(workload: Workload) -> Belief:
     return Belief(
         tuple(_estimate(kind, std, source) for kind, std in zip(workload.scenario.types, log_std, strict=True)), log_std
     )
+
+
+def of_classes(scenario: Scenario, classes: Iterable[JobClass]) -> Belief:
+    """What job classes say of the scenario's types: those of the same names, a slot being ``SLOT_S`` seconds.
+
+    Raises:
+        ScenarioError: a type has no class, or each seed of the scenario has types of its own.
+    """
+    if scenario.name in DRAWN:
+        raise ScenarioError(f"scenario {scenario.name!r} has other types for each seed: no class is learned of them")
+    known = {one.name: one for one in classes}
+    if missing := [kind.name for kind in scenario.types if kind.name not in known]:
+        raise ScenarioError(
+            f"scenario {scenario.name!r}: the classes given ({', '.join(sorted(known)) or 'none'}) lack its types "
+            f"{', '.join(missing)}; learn them with `tapfinger simulate --trace` and `tapfinger trace fit`"
+        )
+    told = [_told(kind, known[kind.name]) for kind in scenario.types]
+    return Belief(tuple(slots for slots, _ in told), tuple(log_std for _, log_std in told))
+
+
+def _told(kind: TaskType, job_class: JobClass) -> tuple[np.ndarray, float]:
+    """Slots on all amounts, and the mean deviation of their logarithm."""
+    slots, deviations = np.full(kind.slots.shape, np.inf), []
+    for cpus, gpus in np.argwhere(np.isfinite(kind.slots)).tolist():
+        amounts = Resources(cpus, gpus, 0)
+        slots[cpus, gpus] = job_class.speed.duration_s(amounts) / SLOT_S
+        deviations.append(job_class.speed.log_std_at(amounts))
+    return slots, float(np.mean(deviations))
 
 
 def _estimate(kind: TaskType, log_std: float, source: np.random.Generator) -> np.ndarray:

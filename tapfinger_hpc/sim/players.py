@@ -1,6 +1,6 @@
 """Policies for the simulator by name; each module is imported when it is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.sim.episodes import CompiledPlayer, Player
 from tapfinger_hpc.sim.levels import ORACLE
 from tapfinger_hpc.sim.scenarios import Scenario
+from tapfinger_hpc.speed import JobClass
 
 
 def make(name: str, *, seed: int = 0, **needs: Any) -> Player:
@@ -20,6 +21,7 @@ def make(name: str, *, seed: int = 0, **needs: Any) -> Player:
         needs: what some policies need beyond that; the others ignore it. ``random`` takes ``scenario``, for the most
             amounts that a task may be given (16 of each where it is not given; in event time those of the menu).
             Policies that ask for times take ``knowledge``; not so the two of Optimus, which always know the truth.
+            ``price`` takes ``classes`` where those are what it will be told.
 
     Raises:
         ConfigError: no policy has this name.
@@ -89,10 +91,13 @@ def _optimus_published(**_: Any) -> Player:
     return OptimusPlayer(published=True)
 
 
-def _price(*, scenario: Scenario | None = None, knowledge: str = ORACLE, **_: Any) -> Player:
+def _price(
+    *, scenario: Scenario | None = None, knowledge: str = ORACLE, classes: Sequence[JobClass] = (), **_: Any
+) -> Player:
     from tapfinger_hpc.policies.compiled import price, tuned
 
-    constants = tuned.prices(scenario.name if scenario is not None else "random", knowledge)
+    # Times that were learned of these very types are trusted in; those of drawn estimates are too rough for that.
+    constants = tuned.prices(scenario.name if scenario is not None else "random", ORACLE if classes else knowledge)
     return CompiledPlayer("price", price.decide, constants.array(), knowledge=knowledge)
 
 
