@@ -170,6 +170,47 @@ def test_columns_of_fixed_width_are_cut_where_the_dashes_say(tmp_path):
     assert (found[0].ran.max_rss_mb, found[0].ran.amounts.cpus, found[0].ran.name) == (2049, 8, "a long na+")
 
 
+NAMES = ("train it", "resnet", "a long na+", "tuning of+")
+
+
+def as_people_read(number: int) -> list[str]:
+    """A job and its step as ``sacct -n`` prints them, columns as wide as sacct has them."""
+    job, name = f"{98 + number}", NAMES[number % 4]
+    clock, begun, over = f"01:00:{number % 60:02d}", "2024-03-01T10:10:00", f"2024-03-01T11:10:{number % 60:02d}"
+    state = "COMPLETED" if number % 4 else "CANCELLED+"
+    cpus, rss = str(2 ** (number % 5)), f"{1024 * (number + 1)}K"
+    widths = (-12, 10, 10, 10, 10, 19, 19, 10, 10)
+    rows = [
+        (job, name, "gpu", state, clock, begun, over, cpus, ""),
+        (f"{job}.batch", "batch", "", "COMPLETED", clock, begun, over, cpus, rss),
+    ]
+    return [
+        " ".join(
+            cell.rjust(width) if width > 0 else cell.ljust(-width) for cell, width in zip(row, widths, strict=True)
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("fields", ["", "JobID,JobName,Partition,State,Elapsed,Start,End,NCPUS,MaxRSS"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_columns_of_fixed_width_are_found_without_a_header_too(tmp_path, fields, padded):
+    rows = [row if padded else row.rstrip() for number in range(40) for row in as_people_read(number)]
+    # Words of other lengths than in the lines that the layout is found from.
+    rows += [row for number in (902, 99_900) for row in as_people_read(number)] * (not padded)
+    found = jobs_of(tmp_path, "\n".join(rows), how=How(fields=tuple(filter(None, fields.split(",")))))
+    numbers = [*range(40)] + [902, 99_900] * (not padded)
+    assert [item.job.job_id for item in found] == [str(98 + number) for number in numbers]
+    for number, item in zip(numbers, found, strict=True):
+        assert item.ran.elapsed_s == 3600 + number % 60
+        assert item.ran.amounts.cpus == 2 ** (number % 5)
+        assert item.ran.state == ("COMPLETED" if number % 4 else "CANCELLED")
+        assert item.ran.max_rss_mb == number + 1
+    if fields:
+        assert {item.ran.name for item in found} == set(NAMES)
+        assert {item.job.partitions for item in found} == {("gpu",)}
+
+
 def zst(data: bytes) -> bytes:
     return pa.compress(data, codec="zstd", asbytes=True)
 

@@ -97,6 +97,9 @@ _KNOWN_LAYOUTS = (
 )
 _WITH_GRES = tuple(known.replace("ReqTRES", "ReqGRES") for known in _KNOWN_LAYOUTS if "ReqTRES" in known)
 """The same of releases before 20.11, which had this field instead."""
+_ALIGNED = 5
+"""Lines that are not blank in the same places by chance."""
+_FEWEST_COLUMNS = 3
 _DASHES = re.compile(r"\s*-{2,}(\s+-{2,})*\s*")
 
 
@@ -152,6 +155,9 @@ def of_header(line: str, following: str = "") -> Layout | None:
 
 def of_fields(names: Sequence[str], lines: Sequence[str], delimiter: str = "") -> Layout | None:
     """The layout of lines without a header whose fields the user has named."""
+    widths = () if delimiter else _widths(lines)
+    if len(widths) == len(names):
+        return Layout(tuple(canonical(name) for name in names), widths=widths)
     delimiter = delimiter or likely_delimiter(lines)
     if not delimiter:
         return None
@@ -162,6 +168,10 @@ def of_fields(names: Sequence[str], lines: Sequence[str], delimiter: str = "") -
 
 def of_content(lines: Sequence[str], delimiter: str = "") -> Layout | None:
     """The layout of lines without a header: one of a known tool, else what the fields look like."""
+    if not delimiter and (widths := _widths(lines)):
+        names = guessed([cut(line, widths) for line in lines])
+        if {"JobID", "State"} <= set(names):
+            return Layout(names, widths=widths)
     delimiter = delimiter or likely_delimiter(lines)
     if not delimiter:
         return None
@@ -174,6 +184,34 @@ def of_content(lines: Sequence[str], delimiter: str = "") -> Layout | None:
             return Layout(names + ("",) * (width - len(names)), delimiter, quoted=delimiter == ",")
     names = guessed(rows)
     return Layout(names, delimiter, quoted=delimiter == ",") if names else None
+
+
+def cut(line: str, widths: Sequence[tuple[int, int]]) -> list[str]:
+    """The fields of a line in columns of fixed width; the last one goes to the line's end."""
+    cells = [line[begin:end].strip() for begin, end in widths]
+    return [*cells[:-1], line[widths[-1][0] :].strip()]
+
+
+def _widths(lines: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Begin and end of each field of lines that are blank in the same places; () where these are not of fixed width."""
+    if len(lines) < _ALIGNED and len({len(line) for line in lines}) > 1:
+        return ()
+    width = max(map(len, lines), default=0)
+    inked = [any(line[at : at + 1].strip() for line in lines) for at in range(width)]
+    begins = [at for at in range(width) if inked[at] and not (at and inked[at - 1])]
+    ends = [at + 1 for at in range(width) if inked[at] and not (at + 1 < width and inked[at + 1])]
+    if len(begins) < _FEWEST_COLUMNS:
+        return ()
+    # Longer words than these may follow: sacct writes numbers to the right end of their column, and ids to the left.
+    left = [
+        all(line[begin : begin + 1].strip() for line in lines if line[begin:end].strip())
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+    cuts = [0]
+    for at in range(1, len(begins)):
+        before, after = ends[at - 1], begins[at]
+        cuts.append(after if left[at] else (before + after + 1) // 2 if left[at - 1] else before + 1)
+    return tuple(zip(cuts, [*cuts[1:], width], strict=True))
 
 
 def likely_delimiter(lines: Sequence[str]) -> str:

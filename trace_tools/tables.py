@@ -309,12 +309,10 @@ class _Fixed:
 
     def columns(self, block: bytes) -> Columns:
         rows: dict[str, list[str]] = {name: [] for name in self._layout.names if name}
-        begin_last = self._layout.widths[-1][0]
         for line in block.decode("utf-8", "replace").splitlines():
             if not line.strip() or line == self._layout.header_line or layouts._DASHES.fullmatch(line):
                 continue
-            cells = [line[begin:end].strip() for begin, end in self._layout.widths]
-            cells[-1] = line[begin_last:].strip()
+            cells = layouts.cut(line, self._layout.widths)
             if not self._layout.believable(cells) or _MESSAGE.match(line):
                 self._tally.rows += 1
                 self._tally.add("message" if _MESSAGE.match(line) else "broken-line", 1, [line])
