@@ -28,6 +28,7 @@ OF_SCENARIOS = {
     "curves": "--curve",
     "table": "--table",
     "knowledge": "--knowledge",
+    "classes_file": "--classes",
     "singles": "--single-task",
     "workers": "--workers",
 }
