@@ -74,7 +74,11 @@ install() {
     [ -L "$shared/bin/tapfinger" ] || link "$prefix/venv/bin/tapfinger" "$shared/bin/tapfinger"
     for path in $pages; do [ -L "$shared/$path" ] || link "$prefix/$path" "$shared/$path"; done
     echo "$("$prefix/venv/bin/tapfinger" --version) is in $prefix"
-    echo "next, on the controller: tapfinger install --dry-run"
+    if [ -e /var/lib/tapfinger-install/record.json ]; then
+        echo "next: tapfinger install, for what the new release brings, and systemctl restart tapfinger-serve tapfinger-agent"
+    else
+        echo "next, on the controller: tapfinger install --dry-run"
+    fi
 }
 
 case "${1-}" in

@@ -3,7 +3,9 @@
 import itertools
 import os
 import re
+import shutil
 import stat
+import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -380,6 +382,29 @@ def test_every_service_is_hardened_and_gives_way_to_slurmctld(name):
     assert "OOMScoreAdjust=500" in service
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
+def test_systemd_reads_every_unit_and_finds_nothing_to_say(tmp_path):
+    texts = units.units(Paths.of(Config()), Config(), user="root", group="root", program="/bin/true")
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
+    command = ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in texts)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("systemctl"), reason="systemd is not here")
+def test_units_that_were_enabled_and_disabled_leave_nothing(tree):
+    before = snapshot(tree)
+    installed(tree)
+    for change in ("enable", "disable"):
+        subprocess.run(["systemctl", "--quiet", f"--root={tree}", change, *units.ENABLED], check=True)
+    taken_off(tree)
+    assert snapshot(tree) == before
+
+
 def said(found: Site) -> str:
     return "\n".join(plan.by_hand(found, plan.Plan(()), Record(), "/p", "/c"))
 
@@ -390,6 +415,11 @@ def test_what_slurm_conf_lacks_is_shown_with_what_it_has():
     )
     assert "JobSubmitPlugins=require_timelimit,lua" in text
     assert "SchedulerParameters=bf_interval=10,batch_sched_delay=0,sched_interval=5" in text
+
+
+def test_another_machine_than_the_controllers_is_said():
+    assert "slurmctld runs on c1, c2, and this is n7" in said(Site(controllers=("c1", "c2"), host="n7"))
+    assert "slurmctld runs on" not in said(Site(controllers=("c1", "c2"), host="c2"))
 
 
 def test_a_slurm_conf_that_has_all_is_not_mentioned():

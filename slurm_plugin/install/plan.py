@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from slurm_plugin import hookconf
 from slurm_plugin.install import hook, units
-from slurm_plugin.install.paths import CLASSES, Paths
+from slurm_plugin.install.paths import CLASSES, COMPILED, Paths
 from slurm_plugin.install.site import DEFAULT_CONF, SERVICE_USER, Site
 from slurm_plugin.install.steps import Command, File, Folder, MadeFile, MadeFolder, Record, Step, ancestors, digest
 from tapfinger_hpc import config_text
@@ -55,7 +55,12 @@ def first_config(site: Site) -> Config:
     """The configuration of a site that has none: the defaults, and what cannot be a default."""
     config = Config()
     slurm = config.slurm if site.slurm_conf == DEFAULT_CONF else replace(config.slurm, conf=site.slurm_conf)
-    return replace(config, agent=replace(config.agent, classes_file=CLASSES), slurm=slurm)
+    return replace(
+        config,
+        server=replace(config.server, compiled=COMPILED),
+        agent=replace(config.agent, classes_file=CLASSES),
+        slurm=slurm,
+    )
 
 
 def wanted(site: Site, config: Config, paths: Paths, program: str, record: Record) -> tuple[Step, ...]:
@@ -92,6 +97,7 @@ def make(steps: Iterable[Step], seen: Mapping[str, Seen | None], record: Record)
 def by_hand(site: Site, plan: Plan, record: Record, program: str, config_file: str) -> tuple[str, ...]:
     """What the site has to do itself. In observe mode nothing of it is needed but what starts agent and server."""
     return (
+        *_elsewhere(site),
         *_line_to_add(site, plan, record),
         *_slurm_conf_lines(site),
         *_starting(site, plan, program, config_file),
@@ -271,6 +277,11 @@ def _differs(step: Folder | File, seen: Seen) -> bool:
 
 
 # What the site has to do.
+
+
+def _elsewhere(site: Site) -> Iterator[str]:
+    if site.controllers and site.host not in site.controllers:
+        yield f"slurmctld runs on {', '.join(site.controllers)}, and this is {site.host}: only there it finds the hook"
 
 
 def _line_to_add(site: Site, plan: Plan, record: Record) -> Iterator[str]:

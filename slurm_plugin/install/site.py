@@ -2,6 +2,7 @@
 
 import grp
 import pwd
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class Site(msgspec.Struct, frozen=True):
     slurm_group: str = "slurm"
     accounting: bool = True
     """With slurmdbd, and so with operators; without it only SlurmUser and root may change jobs."""
+    controllers: tuple[str, ...] = ()
+    """Machines on which slurmctld may run."""
+    host: str = ""
+    """This machine."""
     submit_plugins: tuple[str, ...] = ()
     scheduler_parameters: tuple[str, ...] = ()
     partitions: tuple[HookPartition, ...] = ()
@@ -91,6 +96,12 @@ def survey(run: Runner, config: Config) -> Site:
         slurm_user=slurm_user,
         slurm_group=_group_of(slurm_user),
         accounting=accounting,
+        controllers=tuple(
+            value.partition("(")[0].partition(".")[0]
+            for key, value in settings.items()
+            if key.startswith("SlurmctldHost[")
+        ),
+        host=socket.gethostname().partition(".")[0],
         submit_plugins=_listed(settings.get("JobSubmitPlugins", "")),
         scheduler_parameters=_listed(settings.get("SchedulerParameters", "")),
         partitions=_partitions(run, config),
