@@ -166,6 +166,22 @@ def test_a_configuration_that_is_there_counts_and_stays(tree):
     assert snapshot(tree) == before
 
 
+def test_a_folder_of_others_is_not_made_anew_at_boot(tree):
+    toml = tree / "etc/tapfinger/tapfinger.toml"
+    toml.parent.mkdir()
+    toml.write_text('[agent]\nhook_file = "/run/slurm/hook"\ndisable_file = "/run/disabled"\n')
+    (tree / "run/slurm").mkdir(mode=0o711)
+    before = snapshot(tree)
+    installed(tree)
+    lines = (tree / "etc/tmpfiles.d/tapfinger.conf").read_text().splitlines()
+    assert [line.split()[1] for line in lines] == ["/run/tapfinger"]
+    assert (tree / "run/slurm").stat().st_mode & 0o777 == 0o711
+    # Made by ourselves, it is ours the second time too.
+    assert "nothing: all is there already" in installed(tree)
+    taken_off(tree)
+    assert snapshot(tree) == before
+
+
 def test_an_update_writes_anew_what_changed_and_the_script_with_it(tree):
     installed(tree)
     module, script = tree / "etc/slurm/tapfinger.lua", tree / "etc/slurm/job_submit.lua"

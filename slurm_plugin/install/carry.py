@@ -62,6 +62,10 @@ class Tree:
                 seen.setdefault(folder, self._seen(folder))
         return seen
 
+    def taken(self, folders: Iterable[str], record: Record) -> tuple[str, ...]:
+        """Those that are there and not ours."""
+        return tuple(folder for folder in folders if self.at(folder).exists() and record.made(folder) is None)
+
     def _seen(self, path: str, step: Folder | File | None = None) -> Seen | None:
         at = self.at(path)
         try:

@@ -45,7 +45,8 @@ def install(root: Path | None, dry_run: bool, yes: bool) -> None:
     config = config or plan.first_config(found)
     paths = Paths.of(config)
     program = _program()
-    steps = plan.wanted(found, config, paths, program, ledger.record)
+    taken = tree.taken(paths.run, ledger.record)
+    steps = plan.wanted(found, config, paths, program, ledger.record, taken)
     planned = plan.make(steps, tree.look(steps), ledger.record)
     if planned.conflicts:
         raise InstallError("nothing was changed, as these are in the way:" + _lines(planned.conflicts))

@@ -1,6 +1,6 @@
 """What an installation changes, and what it leaves to the site. Pure: the site and what lies there in, a plan out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -63,9 +63,21 @@ def first_config(site: Site) -> Config:
     )
 
 
-def wanted(site: Site, config: Config, paths: Paths, program: str, record: Record) -> tuple[Step, ...]:
-    """Everything that is to be there in the end, in the order in which it is made."""
+def wanted(
+    site: Site, config: Config, paths: Paths, program: str, record: Record, taken: Collection[str] = ()
+) -> tuple[Step, ...]:
+    """Everything that is to be there in the end, in the order in which it is made.
+
+    Args:
+        site: the controller.
+        config: that of agent and server.
+        paths: what follows from it.
+        program: the command tapfinger, with its folder.
+        record: what earlier installations made.
+        taken: folders of the configuration that are there and not ours.
+    """
     texts = units.units(paths, config, user=site.agent_user, group=site.agent_group, program=program)
+    fleeting = [folder for folder in paths.run if folder not in taken]
     unit_files = [File(f"{paths.units}/{name}", text) for name, text in texts.items()]
     return (
         *_accounts(site),
@@ -74,7 +86,7 @@ def wanted(site: Site, config: Config, paths: Paths, program: str, record: Recor
         *_classes(site, config),
         *_hook(site, config, record),
         *_forgetting(site, unit_files),
-        File(paths.tmpfiles, units.tmpfiles(paths, user=site.agent_user, slurm_group=site.slurm_group)),
+        File(paths.tmpfiles, units.tmpfiles(fleeting, user=site.agent_user, slurm_group=site.slurm_group)),
         *unit_files,
         *_services(site, unit_files),
     )

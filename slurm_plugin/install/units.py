@@ -4,7 +4,7 @@ Nothing of ours may trouble the controller: all run as an ordinary user that can
 nowhere else, gain no privileges, and give way to slurmctld for processor time and memory. They write to journald.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from slurm_plugin.install.paths import Paths
 from tapfinger_hpc.config import Config
@@ -86,12 +86,13 @@ def units(paths: Paths, config: Config, *, user: str, group: str, program: str) 
     }
 
 
-def tmpfiles(paths: Paths, *, user: str, slurm_group: str) -> str:
-    """Makes the folder for sockets and the sign of life when the machine starts.
+def tmpfiles(folders: Iterable[str], *, user: str, slurm_group: str) -> str:
+    """Makes the folders for sockets and the sign of life when the machine starts; they must be ours alone, as owner and
+    mode are set whatever is there.
 
-    Its group goes to what is made in it, so that the hook, which runs as SlurmUser, reaches the agent's socket.
+    Their group goes to what is made in them, so that the hook, which runs as SlurmUser, reaches the agent's socket.
     """
-    return "".join(f"d {folder} {RUN_MODE:04o} {user} {slurm_group} -\n" for folder in paths.run)
+    return "".join(f"d {folder} {RUN_MODE:04o} {user} {slurm_group} -\n" for folder in folders)
 
 
 RUN_MODE = 0o2755
