@@ -11,6 +11,7 @@ import pytest
 from agents import PRIMED, command, hook_mode, process, soon, toml_for
 
 from slurm_plugin.sandbox import Sandbox
+from slurm_plugin.sandbox.conf import SCHEDULER_PARAMETERS
 
 pytestmark = pytest.mark.slurm
 
@@ -51,7 +52,16 @@ class Site:
         """Puts a line at the end of slurm.conf, where it counts, and has it read."""
         path = self.box.slurm_conf
         path.write_text(path.read_text() + setting + "\n")
+        self.reconfigure(setting)
+
+    def reconfigure(self, setting: str) -> None:
+        """Has slurm.conf read, and waits until this counts: newer ones start slurmctld anew for it."""
         self.box.run("scontrol", "reconfigure")
+        key, _, value = setting.partition("=")
+        shown = re.compile(rf"^{key}\s*= {re.escape(value)}$", re.MULTILINE)
+        self.box.wait_for(
+            lambda: shown.search(self.box.run("scontrol", "show", "config", check=False).stdout), what=setting
+        )
 
     def serve(self, log: Path):
         return process(self.box, "serve", "--config", str(self.toml), *SERVE, log=log)
@@ -68,11 +78,13 @@ def site(cluster: Sandbox, tmp_path: Path) -> Iterator[Site]:
     ):
         soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
         here.is_well()
-        yield here
-    for path, text in kept.items():
-        if not path.exists() or path.read_bytes() != text:
-            path.write_bytes(text)
-    cluster.run("scontrol", "reconfigure")
+        try:
+            yield here
+        finally:
+            for path, text in kept.items():
+                if not path.exists() or path.read_bytes() != text:
+                    path.write_bytes(text)
+    here.reconfigure(f"SchedulerParameters={SCHEDULER_PARAMETERS}")
 
 
 def test_scheduling_parameters_that_let_leases_overshoot_are_found(site: Site) -> None:
