@@ -1,6 +1,6 @@
-"""The doctor's checks on what was gathered on a healthy sandbox (22.05.8): each fault is named, with what to do.
+"""The doctor's checks on what was gathered on a healthy sandbox: each fault is named, with what to do.
 
-data/doctor-22.05.json.gz is ``facts.gather`` of a sandbox with agent and server, but for the text of the Lua scripts.
+data/doctor-*.json.gz are ``facts.gather`` of sandboxes with agent and server, but for the text of the Lua scripts.
 """
 
 import gzip
@@ -23,8 +23,15 @@ from tapfinger_hpc.config import Config, PartitionConfig
 from tapfinger_hpc.decision import TOP_PRIORITY
 from tapfinger_hpc.state import PendingJob, Resources
 
-RECORDED = Path(__file__).parent / "data" / "doctor-22.05.json.gz"
-WELL: Facts = msgspec.json.decode(gzip.decompress(RECORDED.read_bytes()), type=Facts)
+RELEASES = ("22.05", "24.11", "26.05")
+
+
+def recorded(release: str) -> Facts:
+    path = Path(__file__).parent / "data" / f"doctor-{release}.json.gz"
+    return msgspec.json.decode(gzip.decompress(path.read_bytes()), type=Facts)
+
+
+WELL = recorded("22.05")
 NOW_S = WELL.now_s
 ETC = "/tmp/labD/etc"
 TAPFINGER = User("tapfinger", 990, (990,))
@@ -230,8 +237,9 @@ FAULTS: dict[str, tuple[str, str, str, str, Change]] = {
 }  # fmt: skip
 
 
-def test_all_is_well_where_all_is_well() -> None:
-    diagnosis = judge(WELL)
+@pytest.mark.parametrize("release", RELEASES)
+def test_all_is_well_where_all_is_well(release: str) -> None:
+    diagnosis = judge(recorded(release))
     assert diagnosis.healthy
     assert {check.name: check for check in diagnosis.checks if check.status != "ok"} == {}
     assert not any(check.fix for check in diagnosis.checks)
@@ -247,6 +255,24 @@ def test_each_fault_is_named_with_what_to_do(fault: str) -> None:
     assert fix in check.fix
     assert judge(facts).healthy == all(check.status != "fail" for check in judge(facts).checks)
     assert "\n" not in check.said + check.fix
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_release_shows_its_settings_alike(release: str) -> None:
+    for fault in (
+        "default scheduling",
+        "GPUs not accounted",
+        "no Lua plugin",
+        "slow submissions by sdiag",
+        "clocks apart",
+    ):
+        name, status, said, _, change = FAULTS[fault]
+        facts = recorded(release)
+        if fault == "clocks apart":
+            first_s, last_s = facts.asked_s
+            change = fact(asked_s=(first_s + 30, last_s + 30))
+        check = found(change(facts), name)
+        assert (check.status, said in check.said) == (status, True), check
 
 
 def test_what_is_needed_to_enforce_is_no_failure_while_the_agent_only_watches() -> None:
