@@ -15,6 +15,7 @@ from slurm_plugin.install import carry, hook, plan, site
 from slurm_plugin.install.paths import Paths
 from slurm_plugin.install.steps import Command, Record
 from slurm_plugin.sandbox import Sandbox
+from tapfinger_hpc import config
 from tapfinger_hpc.config import Config
 
 pytestmark = pytest.mark.slurm
@@ -83,9 +84,8 @@ class Installation:
                 "wake_socket": f"{folder}/run/wake.sock",
             },
             "server": {"socket": f"{folder}/run/server.sock", "compiled": f"{folder}/cache"},
-            "slurm": {"conf": str(cluster.slurm_conf)},
         }
-        self.config = msgspec.convert(chosen, Config)
+        self.config = replace(msgspec.convert(chosen, Config), slurm=config.load(cluster.tapfinger_toml).slurm)
         self.run = SlurmCommands.from_config(self.config.slurm)
         self.paths = replace(
             Paths.of(self.config, f"{folder}/etc/tapfinger.toml"),
@@ -118,7 +118,7 @@ def submitted(cluster: Sandbox, installation: Installation, name: str = "x") -> 
 
 
 def test_the_site_is_what_slurm_says_it_is(cluster: Sandbox) -> None:
-    found = site.survey(SlurmCommands(conf=str(cluster.slurm_conf)), Config())
+    found = site.survey(SlurmCommands.from_config(config.load(cluster.tapfinger_toml).slurm), Config())
     assert (found.cluster, found.slurm_user, found.slurm_conf) == (cluster.cluster, "slurm", str(cluster.slurm_conf))
     assert found.accounting == cluster.spec.accounting
     assert found.submit_plugins == ("lua",)
