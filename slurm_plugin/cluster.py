@@ -173,13 +173,14 @@ class SlurmCluster:
         arrays = sorted({record.array_id for record in records if record.together}, key=int)
         if not arrays:
             return records
-        tasks = self._waiting_tasks(arrays)
-        # What is together has the number of its array.
+        tasks = self._tasks(arrays)
         together: dict[str, list[int]] = {}
-        for number, array_id, task in tasks:
-            if number == array_id:
-                together.setdefault(array_id, []).append(task)
-        alone = sorted({number for number, array_id, _ in tasks if number != array_id}, key=int)
+        for task in tasks:
+            if task.together:
+                together.setdefault(task.array_id, []).append(task.task)
+        # Of all states: a task that waited unseen among the others may have started since the first look.
+        known = {record.number for record in records if not record.together}
+        alone = sorted({task.number for task in tasks if not task.together} - known, key=int)
         records = [
             replace(record, tasks_together=tuple(sorted(together.get(record.array_id, ()))))
             if record.together
@@ -191,11 +192,11 @@ class SlurmCluster:
             records += [] if _none_left(said) else _read(said).values()
         return list({(record.number, record.array_tasks): record for record in records}.values())
 
-    def _waiting_tasks(self, arrays: Sequence[str]) -> list[tuple[str, str, int]]:
+    def _tasks(self, arrays: Sequence[str]) -> list[parse.Task]:
         listed = f"--jobs={','.join(arrays)}"
-        options = ["--noheader", "--all", "--array", "--states=PD", listed, f"--Format={parse.TASKS_FORMAT}"]
+        options = ["--noheader", "--all", "--array", _STATES, listed, f"--Format={parse.TASKS_FORMAT}"]
         said = self._run(["squeue", *options])
-        return [] if _none_left(said) else parse.waiting_tasks(said.checked())
+        return [] if _none_left(said) else parse.tasks(said.checked())
 
     def _update(self, update: JobUpdate, before: JobRecord) -> Answer:
         sent = _sendable(update, before)

@@ -6,6 +6,7 @@ Jobs are read in columns of fixed width and never split at a separator: a job na
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -51,8 +52,8 @@ COLUMNS: dict[str, tuple[str, int]] = {
 }
 """The table of what is asked of squeue: one order, one width each, for every version."""
 
-TASKS_FORMAT = "JobID:12,ArrayJobID:12,ArrayTaskID:24"
-"""Three numbers, in which nobody can hide anything."""
+TASKS_FORMAT = "JobID:12,ArrayJobID:12,ArrayTaskID:24,StateCompact:4"
+"""Three numbers and a state, in which nobody can hide anything."""
 NAMES_COLUMNS = (("JobID", 12), ("ArrayJobID", 12), ("Account", 64), ("Name", 256))
 NAMES_FORMAT = ",".join(f"{name}:{width}" for name, width in NAMES_COLUMNS)
 SQUEUE_FORMAT = ",".join(f"{name}:{width}" for name, width in COLUMNS.values())
@@ -150,8 +151,22 @@ def host_list(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def waiting_tasks(text: bytes) -> list[tuple[str, str, int]]:
-    """Job number, array and task of each line of ``squeue --array --states=PD --Format=TASKS_FORMAT``.
+class Task(NamedTuple):
+    """A task of an array: the number of its record, its array, its own number there, and its state in short."""
+
+    number: str
+    array_id: str
+    task: int
+    state: str
+
+    @property
+    def together(self) -> bool:
+        """Whether it waits in the one record of its array, whose number is the array's."""
+        return self.number == self.array_id and self.state == "PD"
+
+
+def tasks(text: bytes) -> list[Task]:
+    """The tasks that ``squeue --array --Format=TASKS_FORMAT`` prints.
 
     Raises:
         SlurmError: the text is not made of such lines.
@@ -159,10 +174,10 @@ def waiting_tasks(text: bytes) -> list[tuple[str, str, int]]:
     found = []
     for line in text.decode("utf-8", "replace").splitlines():
         words = line.split()
-        if len(words) != 3 or not all(word.isdigit() for word in (words[0], words[1])):
-            raise SlurmError(f"squeue: expected job, array and task, found {line[:80]!r}")
+        if len(words) != 4 or not all(word.isdigit() for word in (words[0], words[1])):
+            raise SlurmError(f"squeue: expected job, array, task and state, found {line[:80]!r}")
         if words[2].isdigit():  # N/A for a job that is no array
-            found.append((words[0], words[1], int(words[2])))
+            found.append(Task(words[0], words[1], int(words[2]), words[3]))
     return found
 
 

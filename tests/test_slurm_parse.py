@@ -26,6 +26,9 @@ class Recorded:
         packed = Path(__file__).parent / "data" / f"slurm-{version}.json.gz"
         self.said: dict = json.loads(gzip.decompress(packed.read_bytes()))
         self.ids: dict[str, str] = self.said["ids"]
+        self.tasks: list[str] = self.said["tasks"].splitlines()
+        self.states: dict[str, str] = {}
+        """Of tasks that wait no more, by number."""
 
     def __call__(self, argv: list[str]) -> Answer:
         return Answer(tuple(argv), 0, self._text(argv).encode("latin-1", "surrogateescape"), "")
@@ -33,7 +36,11 @@ class Recorded:
     def _text(self, argv: list[str]) -> str:
         if argv[0] == "squeue":
             if any(word == f"--Format={parse.TASKS_FORMAT}" for word in argv):
-                return self.said["tasks"]
+                # Recorded without the state, of tasks that waited.
+                states = [self.states.get(line.split()[0], "PD") for line in self.tasks]
+                asked = next(word for word in argv if word.startswith("--states=")).removeprefix("--states=").split(",")
+                pairs = zip(self.tasks, states, strict=True)
+                return "".join(f"{line} {state}\n" for line, state in pairs if state in asked)
             return self.said["alone" if "--array" in argv else "squeue"]
         for what in ("node", "partition", "config"):
             if what in argv:
@@ -95,6 +102,28 @@ def test_tasks_of_an_array_keep_to_its_limit_and_none_is_hidden(version: str) ->
     assert job(state, f"{array}_3").requested.cpus == 5
     assert len(tasks) == 17  # the first sixteen that are together, and the one by itself
     assert f"{array}_1" in {one.job_id for one in state.running}
+
+
+def with_columns(record: str, **changed: str) -> str:
+    """The record with these columns changed."""
+    position = 0
+    for name, (_, width) in parse.COLUMNS.items():
+        if name in changed:
+            record = record[:position] + changed[name].ljust(width) + record[position + width :]
+        position += width
+    return record
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_task_that_starts_between_two_commands_of_one_look_is_seen_running(version: str) -> None:
+    recorded = Recorded(version)
+    (number,), array = recorded.said["alone_ids"], recorded.ids["array"]
+    recorded.states[number] = "R"
+    recorded.said["alone"] = with_columns(recorded.said["alone"], state="R", nodes="n6", start_s="1700000000")
+    state = SlurmCluster(recorded, Config(), now_s=lambda: recorded.said["recorded_s"]).observe()
+    assert f"{array}_3" not in {one.job_id for one in state.pending}
+    (task,) = [one for one in state.running if one.job_id == f"{array}_3"]
+    assert [share.node for share in task.shares] == ["n6"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
