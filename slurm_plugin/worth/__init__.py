@@ -36,7 +36,7 @@ ENFORCED = (
 )
 FOR_ALL = (
     "Classes may have been learned from these very jobs. Intervals hold what the models doubt, and other stretches of "
-    "such time; for what a replay says: tapfinger report --trace FILE, then tapfinger evaluate --trace FILE.",
+    "such time; for a replay: tapfinger report --trace FILE, then tapfinger evaluate --trace FILE --cluster live.",
 )
 
 
