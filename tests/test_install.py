@@ -132,6 +132,31 @@ def test_a_second_installation_finds_nothing_to_do(tree):
     assert snapshot(tree) == full
 
 
+@pytest.mark.parametrize("line", ["JobSubmitPlugins=lua", " jobsubmitplugins = require_timelimit,lua # ours"])
+def test_a_script_without_which_slurmctld_would_not_start_again_is_not_taken_away(tree, line):
+    conf = tree / "etc/slurm/slurm.conf"
+    conf.write_text(f"ClusterName=lab\n{line}\n")
+    before = snapshot(tree)
+    installed(tree)
+    full = snapshot(tree)
+    with pytest.raises(InstallError, match=r"slurm.conf has lua in JobSubmitPlugins.*tapfinger uninstall again"):
+        taken_off(tree)
+    assert snapshot(tree) == full
+    conf.write_text("ClusterName=lab\n#JobSubmitPlugins=lua\nJobSubmitPlugins=require_timelimit # no lua\n")
+    taken_off(tree)
+    conf.write_text(f"ClusterName=lab\n{line}\n")
+    assert snapshot(tree) == before
+
+
+def test_a_site_with_its_own_script_may_keep_lua_in_slurm_conf(tree):
+    (tree / "etc/slurm/job_submit.lua").write_text(SITES_OWN)
+    (tree / "etc/slurm/slurm.conf").write_text("JobSubmitPlugins=lua\n")
+    before = snapshot(tree)
+    installed(tree)
+    taken_off(tree)
+    assert snapshot(tree) == before
+
+
 def test_taking_off_what_was_never_installed_says_so(tree):
     assert "nothing is installed" in taken_off(tree)
 

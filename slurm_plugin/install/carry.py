@@ -8,6 +8,7 @@ import contextlib
 import grp
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from slurm_plugin.commands import Answer, CommandError, Runner, spelled
+from slurm_plugin.install import hook
 from slurm_plugin.install.plan import Seen
 from slurm_plugin.install.steps import (
     Command,
@@ -34,6 +36,7 @@ from slurm_plugin.install.steps import (
 from tapfinger_hpc.errors import InstallError
 
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_CALLS_LUA = re.compile(r"^[ \t]*JobSubmitPlugins[ \t]*=[^#\n]*\blua\b", re.IGNORECASE | re.MULTILINE)
 _TIMEOUT_S = 180.0
 """systemctl waits for services to end."""
 
@@ -196,6 +199,24 @@ def take_back(tree: Tree, ledger: Ledger, run: Runner) -> tuple[str, ...]:
     if not failed:
         ledger.end()
     return tuple(failed)
+
+
+def still_called(tree: Tree, record: Record) -> Path | None:
+    """The slurm.conf for which slurmctld loads a job_submit.lua of ours; None where none does.
+
+    Without the script it goes on with the one it has, but does not start again ("failed to initialize job_submit
+    plugin").
+    """
+    for entry in record.entries:
+        if not isinstance(entry, MadeFile) or Path(entry.path).name != hook.SCRIPT:
+            continue
+        script = tree.at(entry.path)
+        conf = script.with_name("slurm.conf")
+        if not script.exists() or not conf.exists() or _keeps(entry, tree, record):
+            continue
+        if _CALLS_LUA.search(conf.read_text(encoding="utf-8", errors="replace")):
+            return conf
+    return None
 
 
 def undoing(tree: Tree, ledger: Ledger) -> tuple[str, ...]:

@@ -86,6 +86,11 @@ def uninstall(root: Path | None, dry_run: bool, yes: bool) -> None:
         click.echo("nothing is installed: there is no record of an installation here")
         return
     _say("is to be undone", carry.undoing(tree, ledger))
+    if conf := carry.still_called(tree, ledger.record):
+        raise InstallError(
+            f"nothing was changed: {conf} has lua in JobSubmitPlugins, and slurmctld would not start again without our "
+            "job_submit.lua; take lua out of it, restart slurmctld, then run tapfinger uninstall again"
+        )
     if dry_run:
         return
     _needs_root(tree)
