@@ -255,7 +255,7 @@ def report(config_file: Path | None, since: str, until: str, trace_file: Path | 
     until_s = moment_s(until, here, time.time()) or int(time.time()) + 1
     if trace_file is not None:
         count = worth.write_trace(config, since_s, until_s, trace_file)
-        click.echo(f"{trace_file}: {count} jobs; replay them with: tapfinger evaluate --trace {trace_file} --cluster live")
+        click.echo(f"{trace_file}: {count} jobs; to replay: tapfinger evaluate --trace {trace_file} --cluster live")
         return
     found = worth.report(config, since_s, until_s)
     if as_json:
