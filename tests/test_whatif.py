@@ -19,6 +19,7 @@ from tapfinger_hpc.whatif.admission import Admission, admit
 from tapfinger_hpc.whatif.ranges import known_range, without_memory
 from tapfinger_hpc.whatif.report import Replayed, Window
 from tapfinger_hpc.whatif.shape import Shape
+from tapfinger_hpc.whatif.straying import strayed
 
 NODE, HELD = Resources(16, 4, 64000), Resources(4, 1, 8000)
 
@@ -161,11 +162,18 @@ def test_memory_can_be_taken_out_of_a_class():
     assert bare.speed.duration_s(Resources(4, 4, 0)) == pytest.approx(50)
 
 
-def planned(*jobs: TraceJob, managed: preparation.Managed = "all", known: JobClass | None = None) -> preparation.Plan:
+def planned(
+    *jobs: TraceJob,
+    managed: preparation.Managed = "all",
+    known: JobClass | None = None,
+    told: Sequence[JobClass] | None = None,
+) -> preparation.Plan:
     admission = admitted(*jobs)
     keys = frozenset(item.job.key for item in admission.jobs)
     learned = (known or grid_class([0.3] * 4),)
-    return preparation.plan(admission, shape(), "test", learned, dict.fromkeys(keys, learned[0].name), managed, keys)
+    return preparation.plan(
+        admission, shape(), "test", learned, dict.fromkeys(keys, learned[0].name), managed, keys, told
+    )
 
 
 def test_a_job_takes_its_own_time_times_what_its_class_says_of_other_amounts():
@@ -174,6 +182,16 @@ def test_a_job_takes_its_own_time_times_what_its_class_says_of_other_amounts():
     assert plan.changed.true_duration_s(free, Resources(4, 1, 32000)) == pytest.approx(500)
     assert plan.changed.true_duration_s(free, Resources(8, 2, 32000)) == pytest.approx(125)
     assert plan.kept.jobs[0].job.minimum == plan.kept.jobs[0].job.maximum
+
+
+def test_policies_may_be_told_less_than_is_true():
+    believed = grid_class([0.3, 0.3, 0.3, 0.9])
+    plan = planned(job(1, Resources(4, 1, 32000)), told=[believed])
+    (free,) = plan.changed.jobs
+    assert free.job.maximum.cpus == 4, "ranges reach as far as policies know the class"
+    assert plan.told[0].speed.log_std_at(Resources(8, 1)) == pytest.approx(0.9)
+    assert plan.changed.classes[0].speed.log_std_at(Resources(8, 1)) == pytest.approx(0.3)
+    assert planned(job(1, Resources(4, 1, 32000)), told=[]).changed is None
 
 
 def test_jobs_that_did_not_finish_keep_their_amounts():
@@ -269,6 +287,29 @@ def test_jobs_that_only_fill_the_cluster_do_not_count():
     jobs = [job(number) for number in range(1, 11)]
     found = window_of(jobs[5:]).of([record(item, 0.0) for item in jobs])
     assert [item.job_id for item in found] == sorted((item.job.job_id for item in jobs[5:]), key=int)
+
+
+def test_other_curves_leave_a_job_its_own_time_on_its_own_amounts():
+    plan = planned(job(1, Resources(4, 1, 32000), elapsed_s=500.0), known=grid_class([0.9, 0.3, 0.3, 0.5]))
+    elsewhere = set()
+    for seed in range(5):
+        trace = strayed(plan.changed, seed)
+        (item,) = trace.jobs
+        assert trace.true_duration_s(item, Resources(4, 1, 32000)) == pytest.approx(500)
+        elsewhere.add(trace.true_duration_s(item, Resources(8, 1, 32000)))
+    assert len(elsewhere) == 5
+    assert min(elsewhere) < plan.changed.true_duration_s(plan.changed.jobs[0], Resources(8, 1, 32000)) < max(elsewhere)
+
+
+def test_intervals_with_other_curves_are_wider():
+    source = np.random.default_rng(3)
+    before, blocks = source.exponential(100.0, 1000), np.repeat(np.arange(20), 50)
+    after = 0.8 * before
+    narrow = report.change(before, after, blocks)
+    wide = report.change(before, after, blocks, [0.7 * before, 0.8 * before, 0.95 * before])
+    assert narrow.value == wide.value == pytest.approx(-0.2)
+    assert wide.low < narrow.low
+    assert wide.high > narrow.high
 
 
 def test_intervals_over_stretches_of_time_hold_what_they_promise():

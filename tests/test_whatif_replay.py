@@ -81,10 +81,11 @@ def test_stock_slurm_replayed_is_what_stock_slurm_did(folder):
 
 
 def test_amounts_change_only_where_they_may(folder):
-    found = evaluated(folder, "--policies", "price", "--amounts", "both")
+    found = evaluated(folder, "--policies", "price", "--amounts", "both", "--draws", "2")
     assert [row.name for row in found.rows] == ["easy", "price", "price, may change"]
     assert found.row("price").changed == 0
     assert 0 < found.row("price", CHANGED).changed <= found.ranged
+    assert found.draws == 2
     assert found.row("price").completion.low <= found.row("price").completion.value
 
 

@@ -35,7 +35,7 @@ _CLASSES = click.option(
     "--classes",
     "classes_file",
     type=_FILE,
-    help="What --knowledge curves is told: job classes, as `trace fit` learns them, of the types' names.",
+    help="What --knowledge curves is told, or with --trace the policies: job classes, as `trace fit` learns them.",
 )
 
 
@@ -147,7 +147,7 @@ def evaluate(
     evaluation = _load_evaluation()
     names = _names(policies, "--policies")
     if replays:
-        _replay(trace_file, names, checkpoints, json_file, plots, replayed)
+        _replay(trace_file, names, checkpoints, json_file, plots, {**replayed, "classes_file": classes_file})
         return
     with_bound = with_bound or "bound" in names
     with _usage_errors():

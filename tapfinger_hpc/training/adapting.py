@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tapfinger_hpc.checkpoint import DEFAULT, DESCRIPTION, describe
 from tapfinger_hpc.whatif import cli as whatif
@@ -110,21 +109,8 @@ def stopped(folder: Path) -> NoReturn:
 def _judged(console: Console, parts: "Parts", present: Path, adapted: Path) -> "Verdict":
     from tapfinger_hpc.whatif import adaptation
 
-    each, done, latest = len(parts.held_out.plan.kept.jobs), 0, ""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as shown:
-        bar = shown.add_task("the later part", total=3 * each)
-
-        def tell(name: str, ended: int) -> None:
-            nonlocal done, latest
-            if latest and name != latest:
-                done += each
-            latest = name
-            shown.update(bar, completed=done + ended, description=f"the later part: {name}")
-
-        verdict = adaptation.judged(parts.held_out, present, adapted, tell)
-        shown.update(bar, completed=3 * each, description="the later part")
-    return verdict
+    with whatif.replaying(console, len(parts.held_out.plan.kept.jobs), 3) as tell:
+        return adaptation.judged(parts.held_out, present, adapted, tell)
 
 
 def _show(console: Console, verdict: "Verdict", present: Path, out: Path) -> None:

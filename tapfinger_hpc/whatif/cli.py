@@ -1,7 +1,8 @@
 """``tapfinger evaluate --trace``: what policies would have made of a site's own jobs, on its own cluster."""
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tapfinger_hpc.whatif.evaluation import Lent
-    from tapfinger_hpc.whatif.report import Fidelity, Row, WhatIf
+    from tapfinger_hpc.whatif.report import Fidelity, WhatIf
 
 OF_SCENARIOS = {
     "scenario_names": "--scenario",
@@ -63,6 +64,13 @@ _OPTIONS = (
         show_default=True,
         help="Whether policies may also change how much a job gets, where its class's speed is known.",
     ),
+    click.option(
+        "--draws",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Replay changed amounts again with so many other speed curves, so that intervals hold their doubt too.",
+    ),
 )
 OF_TRACES = {
     "cluster": "--cluster",
@@ -72,6 +80,7 @@ OF_TRACES = {
     "mapped": "--partition",
     "manage": "--manage",
     "amounts": "--amounts",
+    "draws": "--draws",
 }
 
 
@@ -125,8 +134,11 @@ def evaluate(
     mapped: Sequence[str],
     manage: Any,
     amounts: str,
+    draws: int,
+    classes_file: Path | None,
 ) -> None:
     """Replays the trace and tells what came of it."""
+    from tapfinger_hpc.speed import read_classes
     from tapfinger_hpc.whatif import evaluation, playing, report
 
     contenders = contenders_of(policies, checkpoints)
@@ -134,34 +146,45 @@ def evaluate(
         contender.made()  # an unknown name or weights that cannot be used are told before anything is replayed
     console = Console(stderr=True)
     chosen = {BOTH: (report.KEPT, report.CHANGED), KEEP: (report.KEPT,), CHANGE: (report.CHANGED,)}[amounts]
+    believed = None if classes_file is None else read_classes(classes_file)
     with console.status("reading the trace and learning its job classes"):
         loaded = evaluation.load(trace_file, cluster, mapping(mapped), manage, lent())
-        prepared = evaluation.prepare(loaded, from_s=loaded.second(since), until_s=loaded.second(until), jobs=jobs)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    each = len(prepared.plan.kept.jobs)
+        prepared = evaluation.prepare(
+            loaded, from_s=loaded.second(since), until_s=loaded.second(until), jobs=jobs, told=believed
+        )
     try:
-        with Progress(*columns, console=console) as shown:
-            total = each * playing.count(prepared.plan, contenders, chosen)
-            bar = shown.add_task("replaying", total=total)
-            done = 0
-
-            def tell(name: str, ended: int) -> None:
-                shown.update(bar, completed=done + ended, description=name)
-
-            found = []
-            for one in playing.replays(prepared.plan, prepared.shape.spec, contenders, amounts=chosen, report=tell):
-                found.append(one)
-                done += each
-            shown.update(bar, completed=total, description="replayed")
+        count = playing.count(prepared.plan, contenders, chosen, draws)
+        with replaying(console, len(prepared.plan.kept.jobs), count) as tell:
+            found = list(
+                playing.replays(
+                    prepared.plan, prepared.shape.spec, contenders, amounts=chosen, draws=draws, report=tell
+                )
+            )
     except KeyboardInterrupt:
         console.print("Stopped; nothing was written.")
         sys.exit(130)
-    told = evaluation.reported(prepared, found)
+    told = evaluation.reported(prepared, found, draws)
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
     show(Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False), told)
     for path in draw(told) if draw is not None else ():
         console.print(f"drawn: {path}", highlight=False)
+
+
+@contextlib.contextmanager
+def replaying(console: Console, jobs: int, count: int) -> Iterator[Callable[[str, int], None]]:
+    """Shows how far so many replays of so many jobs are; gives what is to be told of each."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as shown:
+        bar, names = shown.add_task("replaying", total=jobs * count), list[str]()
+
+        def tell(name: str, ended: int) -> None:
+            if name not in names:
+                names.append(name)
+            shown.update(bar, completed=jobs * (len(names) - 1) + ended, description=name)
+
+        yield tell
+        shown.update(bar, completed=jobs * count, description="replayed")
 
 
 def lent() -> "Lent":
@@ -200,7 +223,6 @@ def mapping(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
 # What is shown.
 
 WIDTH = 140
-_CHANGE = "change (95 %)"
 
 
 def show(console: Console, found: "WhatIf") -> None:
@@ -220,27 +242,24 @@ def show(console: Console, found: "WhatIf") -> None:
     if found.fidelity is not None:
         _show_fidelity(console, found.fidelity)
         console.print()
-    console.print(_table(found))
+    for table in _tables(found):
+        console.print(table)
     if found.ranged and len(found.rows) > 1:
         console.print(
             "What changed amounts bring rests on the fitted speed models: nobody ran those jobs on other amounts. "
             "The other rows rest on times that were measured.",
             soft_wrap=True,
         )
+    resampled = f"{found.blocks} stretches of time"
+    if found.draws:
+        resampled += f", and where amounts may change {found.draws} draws of the speed models"
     console.print(
-        f"Changes are of means over the same jobs; 95 % intervals from resampling {found.blocks} stretches of time.",
-        soft_wrap=True,
+        f"Changes are of means over the same jobs; 95 % intervals from resampling {resampled}.", soft_wrap=True
     )
 
 
 def _show_fidelity(console: Console, fidelity: "Fidelity") -> None:
-    table = Table(
-        title=f"How far to trust it: stock Slurm replayed against what accounting says ({fidelity.jobs:,} jobs)",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = _titled(f"How far to trust it: stock Slurm replayed against what accounting says ({fidelity.jobs:,} jobs)")
     table.add_column("")
     for heading in ("waiting, mean", "median", "completion, mean", "median"):
         table.add_column(heading, justify="right")
@@ -261,47 +280,50 @@ def _show_fidelity(console: Console, fidelity: "Fidelity") -> None:
     )
 
 
-def _table(found: "WhatIf") -> Table:
-    table = Table(
-        title="What would have changed, against stock Slurm's replay",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+def _tables(found: "WhatIf") -> Iterator[Table]:
+    """Completion, then waiting and what was held."""
+    completion = _empty("What would have changed, against stock Slurm's replay: from submission to the end")
+    waiting = _empty(
+        "From submission to the start; shares of the cluster held while jobs arrived; jobs cut off by their limit"
     )
+    for heading in ("mean", "change (95 %)", "median", "95th percentile"):
+        completion.add_column(heading, justify="right")
+        waiting.add_column(heading, justify="right")
+    for heading in ("GPUs", "CPUs", "cut off"):
+        waiting.add_column(heading, justify="right")
+    for row in found.rows:
+        amounts = f"{row.changed:,} changed" if row.changed else row.amounts
+        completion.add_row(
+            row.policy,
+            amounts,
+            span(row.mean_completion_s),
+            str(row.completion or "-"),
+            span(row.median_completion_s),
+            span(row.p95_completion_s),
+        )
+        waiting.add_row(
+            row.policy,
+            amounts,
+            span(row.mean_waiting_s),
+            str(row.waiting or "-"),
+            span(row.median_waiting_s),
+            span(row.p95_waiting_s),
+            f"{row.gpu_use:.1%}",
+            f"{row.cpu_use:.1%}",
+            f"{row.cut_off:,}",
+        )
+    yield from (completion, waiting)
+
+
+def _empty(title: str) -> Table:
+    table = _titled(title)
     for heading in ("policy", "amounts"):
         table.add_column(heading, no_wrap=True)
-    for heading in (
-        "completion, mean",
-        _CHANGE,
-        "median",
-        "p95",
-        "waiting, mean",
-        _CHANGE,
-        "GPU use",
-        "CPU use",
-        "cut off",
-    ):
-        table.add_column(heading, justify="right", min_width=24 if heading == _CHANGE else None)
-    for row in found.rows:
-        table.add_row(*_cells(row))
     return table
 
 
-def _cells(row: "Row") -> tuple[str, ...]:
-    return (
-        row.policy,
-        f"{row.changed:,} changed" if row.changed else row.amounts,
-        span(row.mean_completion_s),
-        str(row.completion or "-"),
-        span(row.median_completion_s),
-        span(row.p95_completion_s),
-        span(row.mean_waiting_s),
-        str(row.waiting or "-"),
-        f"{row.gpu_use:.1%}",
-        f"{row.cpu_use:.1%}",
-        f"{row.cut_off:,}",
-    )
+def _titled(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def span(seconds: float) -> str:

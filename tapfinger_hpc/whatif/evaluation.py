@@ -144,8 +144,8 @@ def window(trace: Trace, from_s: float | None, until_s: float | None, jobs: int 
     return [*(_from_its_start(item, warm_s) for item in before), *inside], first_s
 
 
-def reported(prepared: Prepared, replays: Sequence[Replayed]) -> WhatIf:
-    """The figures of all replays."""
+def reported(prepared: Prepared, replays: Sequence[Replayed], draws: int = 0) -> WhatIf:
+    """The figures of all replays; ``draws`` is how often speed curves were drawn again."""
     made, admission = prepared.plan, prepared.admission
     seen = report.Window(made.counted, prepared.shape.spec)
     jobs = {item.job.key: item for item in made.kept.jobs}
@@ -162,6 +162,7 @@ def reported(prepared: Prepared, replays: Sequence[Replayed]) -> WhatIf:
         left_out=admission.left_out,
         assumed=admission.assumed,
         blocks=seen.blocks,
+        draws=draws if made.changed is not None else 0,
         times_s=tuple(float(f"{moment:.6g}") for moment in (seen.times_s - seen.first_s).tolist()),
         fidelity=report.fidelity(replays[0], seen, jobs),
         rows=report.rows(replays, seen, jobs),

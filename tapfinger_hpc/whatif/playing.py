@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from tapfinger_hpc import config
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.policies import registry
@@ -12,6 +14,7 @@ from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.whatif.preparation import Plan
 from tapfinger_hpc.whatif.report import CHANGED, EASY, KEPT, Replayed
+from tapfinger_hpc.whatif.straying import strayed
 
 INTERVAL_S = 300.0
 """Longest time between two looks: a job that comes or ends brings one at once, and little else changes."""
@@ -48,11 +51,13 @@ def replays(
     contenders: Sequence[Contender],
     *,
     amounts: Sequence[str] = (KEPT, CHANGED),
+    draws: int = 0,
     report: Callable[[str, int], None] = lambda name, ended: None,
 ) -> Iterator[Replayed]:
     """Stock Slurm's replay, then those of the others.
 
     Args:
+        draws: how often those with amounts that may change are replayed again with other speed curves.
         report: told what is replayed, and how many jobs have ended in it.
     """
     yield _replayed(Contender(EASY, EASY), KEPT, plan, spec, report)
@@ -61,21 +66,37 @@ def replays(
             continue
         for choice in amounts:
             if choice == KEPT or plan.changed is not None:
-                yield _replayed(contender, choice, plan, spec, report)
+                one = _replayed(contender, choice, plan, spec, report)
+                again = range(draws if choice == CHANGED else 0)
+                yield replace(
+                    one,
+                    strayed=tuple(
+                        _replayed(contender, choice, plan, spec, report, draw=draw).records for draw in again
+                    ),
+                )
 
 
-def count(plan: Plan, contenders: Sequence[Contender], amounts: Sequence[str]) -> int:
+def count(plan: Plan, contenders: Sequence[Contender], amounts: Sequence[str], draws: int = 0) -> int:
     """How many replays that are."""
-    each = sum(choice == KEPT or plan.changed is not None for choice in amounts)
+    changed = plan.changed is not None
+    each = sum((1 if choice == KEPT else (1 + draws) * changed) for choice in amounts)
     return 1 + each * sum(contender.policy != EASY for contender in contenders)
 
 
 def _replayed(
-    contender: Contender, amounts: str, plan: Plan, spec: ClusterSpec, report: Callable[[str, int], None]
+    contender: Contender,
+    amounts: str,
+    plan: Plan,
+    spec: ClusterSpec,
+    report: Callable[[str, int], None],
+    *,
+    draw: int | None = None,
 ) -> Replayed:
     trace = plan.kept if amounts == KEPT else plan.changed
     assert trace is not None
     name = contender.name if amounts == KEPT else f"{contender.name}, {amounts}"
+    if draw is not None:
+        trace, name = strayed(trace, draw), f"{name} (curves {draw + 1})"
     begun = time.monotonic()
     records = replay(
         trace,

@@ -4,7 +4,7 @@ Pure: records in, a report out, which holds all that tables and drawings need. J
 intervals come from resampling stretches of time, not jobs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -120,6 +120,8 @@ class WhatIf(msgspec.Struct, frozen=True):
     assumed: dict[str, int]
     blocks: int
     """Stretches of time that are resampled."""
+    draws: int
+    """Of speed curves that were resampled too, where amounts may change; 0: the fitted ones were taken as true."""
     times_s: tuple[float, ...]
     """Moments of what is told over time, from the first submission."""
     fidelity: Fidelity | None
@@ -137,6 +139,8 @@ class Replayed(msgspec.Struct, frozen=True):
     amounts: str
     records: tuple[JobRecord, ...]
     seconds: float
+    strayed: tuple[tuple[JobRecord, ...], ...] = ()
+    """The same with other speed curves, about as likely as those that were fitted."""
 
 
 class Window:
@@ -170,10 +174,11 @@ def rows(replays: Sequence[Replayed], window: Window, asked: Mapping[JobKey, Tra
         records = window.of(one.records)
         row = _row(one, records, window, asked)
         if one is not replays[0]:
+            others = [window.of(each) for each in one.strayed]
             row = msgspec.structs.replace(
                 row,
-                completion=change(_completion(base), _completion(records), blocks),
-                waiting=change(_waiting(base), _waiting(records), blocks),
+                completion=change(_completion(base), _completion(records), blocks, map(_completion, others)),
+                waiting=change(_waiting(base), _waiting(records), blocks, map(_waiting, others)),
             )
         found.append(row)
     return tuple(found)
@@ -219,20 +224,26 @@ def between(one: Replayed, other: Replayed, window: Window) -> Change:
     return change(_completion(records[0]), _completion(records[1]), blocks)
 
 
-def change(before: np.ndarray, after: np.ndarray, blocks: np.ndarray, *, seed: int = 0) -> Change:
+def change(
+    before: np.ndarray, after: np.ndarray, blocks: np.ndarray, others: Iterable[np.ndarray] = (), *, seed: int = 0
+) -> Change:
     """By how much the mean of the same jobs rose, with a percentile bootstrap over their stretches of time.
 
     Args:
         blocks: int64 [job] the stretch of each.
+        others: what might as well have come after, each drawn as often; none where only time is resampled.
     """
-    used = np.unique(blocks)
-    sums = np.array([[before[blocks == one].sum(), after[blocks == one].sum()] for one in used])
     if before.sum() <= 0:
         value = 0.0 if after.sum() <= 0 else np.inf
         return Change(value, value, value)
-    drawn = np.random.default_rng(seed).integers(len(used), size=(RESAMPLES, len(used)))
-    totals = sums[drawn].sum(axis=1)  # [resample, 2]
-    ratios = totals[totals[:, 0] > 0, 1] / totals[totals[:, 0] > 0, 0] - 1
+    source, used = np.random.default_rng(seed), np.unique(blocks)
+    afters = list(others) or [after]
+    sums = np.array([[values[blocks == one].sum() for values in (before, *afters)] for one in used])
+    drawn = source.integers(len(used), size=(RESAMPLES, len(used)))
+    chosen = source.integers(len(afters), size=RESAMPLES)
+    totals = sums[drawn].sum(axis=1)  # [resample, 1 + afters]
+    rose = totals[np.arange(RESAMPLES), 1 + chosen]
+    ratios = rose[totals[:, 0] > 0] / totals[totals[:, 0] > 0, 0] - 1
     low, high = np.percentile(ratios, (2.5, 97.5))
     return Change(_short(after.sum() / before.sum() - 1), _short(low), _short(high))
 
