@@ -242,6 +242,9 @@ def test_no_node_is_ever_overfilled_and_every_job_that_fits_runs(seed: int) -> N
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """A journal with a watched and an enforced job, and a Slurm that does not answer."""
+    for name in ("squeue", "scontrol"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
     (tmp_path / "classes.json").write_bytes(msgspec.json.encode(list(CLASSES.values())))
     agent = AgentConfig(journal=str(tmp_path / "journal.sqlite"), classes_file=str(tmp_path / "classes.json"))
     watched, enforced, failed = job(1), job(2, granted=FOUR), job(3, granted=ONE, state="TIMEOUT")
