@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from slurm_plugin import parse, versions
 from slurm_plugin.parse import JobRecord
+from tapfinger_hpc import log
 from tapfinger_hpc.config import Backend
 from tapfinger_hpc.errors import SlurmError
 
@@ -79,9 +80,9 @@ def chosen(backend: Backend, conf: str, running: versions.Version) -> JobSource 
     except SlurmError as error:
         if backend == "pyslurm":
             raise SlurmError(f"slurm.backend is pyslurm, but {error}; set it to auto or scontrol") from error
-        logger.info("event=backend jobs=squeue why=%r", str(error))
+        log.event(logger, logging.INFO, "backend", jobs="squeue", why=error)
         return None
-    logger.info("event=backend jobs=pyslurm")
+    log.event(logger, logging.INFO, "backend", jobs="pyslurm")
     return found
 
 
