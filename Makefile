@@ -11,7 +11,7 @@ JOBS   ?= 2
 RELEASE ?=
 OTHER  := $(or $(RELEASE),$(shell case "$$(git rev-parse HEAD 2>/dev/null)" in (*[02468ace]) echo sid;; (*) echo trixie;; esac))
 
-.PHONY: help demo test tools lint fast slow live other bench dist clean
+.PHONY: help demo test tools lint fast slow live other bench docs dist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,7 +23,7 @@ $(STAMP): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,evaluate,traces,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,evaluate,traces,docs,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## the same jobs on stock Slurm and with TapFinger, on a real throw-away cluster
@@ -67,6 +67,10 @@ other: $(COMPILED)  ## the core of the live tests on the Slurm of another Debian
 
 bench: $(COMPILED)  ## the figures of docs/benchmarks.md, some ten minutes
 	$(BIN)/tapfinger bench live --json bench.json
+
+# The program writes the reference pages itself; a warning, such as of a link that leads nowhere, is an error.
+docs: $(STAMP)  ## these pages as HTML, in build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 
 # For other versions of Python than the one at hand: make dist PYTHONS="3.11 3.13".
 dist: $(STAMP)  ## wheel, offline bundle and .deb, in dist/

@@ -17,7 +17,6 @@ _FILES = (
 def render(root: click.Group, version: str, epoch_s: int) -> str:
     """One page with all commands."""
     date = datetime.fromtimestamp(epoch_s, UTC).date()
-    context = click.Context(root, info_name="tapfinger")
     lines = [
         f'.TH TAPFINGER 1 "{date}" "TapFinger-HPC {version}" "User Commands"',
         ".SH NAME",
@@ -28,7 +27,7 @@ def render(root: click.Group, version: str, epoch_s: int) -> str:
         *_paragraphs(root),
         "Each command explains itself with \\fB\\-\\-help\\fR.",
         ".SH COMMANDS",
-        *_commands(context),
+        *(line for context in walk(root, "tapfinger") for line in _command(context)),
         ".SH FILES",
         *(line for path, what in _FILES for line in (".TP", f"\\fI{_text(path)}\\fR", _text(what))),
         ".SH SEE ALSO",
@@ -37,17 +36,16 @@ def render(root: click.Group, version: str, epoch_s: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _commands(context: click.Context) -> Iterator[str]:
-    group = context.command
-    assert isinstance(group, click.Group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
+def walk(group: click.Group, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
+    """Every command that does something, groups entered, in the order of their names."""
+    context = click.Context(group, info_name=name, parent=parent)
+    for child in group.list_commands(context):
+        command = group.get_command(context, child)
         assert command is not None
-        inner = click.Context(command, info_name=name, parent=context)
         if isinstance(command, click.Group):
-            yield from _commands(inner)
+            yield from walk(command, child, context)
         else:
-            yield from _command(inner)
+            yield click.Context(command, info_name=child, parent=context)
 
 
 def _command(context: click.Context) -> Iterator[str]:
