@@ -76,12 +76,14 @@ def _worth_lines(one: "Sum") -> Iterator[str]:
     stock = f"stock Slurm {one.stock_mean_s:.0f} s"
     ours = f"TapFinger {one.tapfinger_mean_s:.0f} s"
     yield f"  from submission to the end, mean: {', '.join((stock, ours) if would else (ours, stock))}"
-    at_least = f"; at least {one.completion_at_least}" if one.completion_at_least and one.contested else ""
-    yield f"  {would}saved {one.completion}{at_least}"
+    yield f"  {would}saved {one.completion}"
     yield f"  of that {one.waiting_saved_s:.0f} s by waiting less, {one.running_saved_s:.0f} s by running faster"
     yield f"  GPU hours: stock Slurm {one.stock_gpu_hours:.1f}, TapFinger {one.tapfinger_gpu_hours:.1f}"
     if one.contested:
-        yield f"  {one.contested} decisions were for room that an earlier one had taken"
+        yield (
+            f"  {one.contested} decisions were for room that an earlier one had taken; "
+            f"without them it were {one.completion_uncontested}"
+        )
     if one.from_prior:
         yield f"  {one.from_prior} jobs are of classes of which nothing is known: tapfinger learn"
     yield f"  {one.lost} jobs {would or 'have '}lost" + (":" if one.lost else "")

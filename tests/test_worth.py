@@ -162,13 +162,13 @@ def test_the_sum_is_the_fall_of_the_mean_with_its_parts() -> None:
     assert sums.total(accounts(40), "enforced") is None
 
 
-def test_contested_decisions_count_for_nothing_at_least() -> None:
+def test_contested_decisions_count_for_nothing_in_a_second_figure() -> None:
     half = [replace(one, contested=int(one.job_id) % 2 == 0) for one in accounts(40)]
     found = sums.total(half, "watched")
     assert found is not None
     assert found.completion.value == 0.25
-    assert found.completion_at_least is not None
-    assert found.completion_at_least.value == pytest.approx(0.125)
+    assert found.completion_uncontested is not None
+    assert found.completion_uncontested.value == pytest.approx(0.125)
     assert found.contested == 20
 
 

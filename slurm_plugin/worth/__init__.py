@@ -25,7 +25,7 @@ from trace_tools.records import EndedJob
 
 WATCHED = (
     "Decisions were made on a queue that did not follow them: each is held against its own job, as if the others had "
-    'run as they did. Room that decisions took twice is counted once in "at least".',
+    "run as they did. What these would have gained or lost by it is not in the figures.",
     "Where the queue is full Slurm starts the next job before the agent has looked: that counts as no change, and a "
     "job that never waited is not in the figures at all.",
 )

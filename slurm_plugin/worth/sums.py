@@ -59,8 +59,8 @@ class Sum(msgspec.Struct, frozen=True):
     tapfinger_mean_s: float
     completion: Estimate
     """All decisions taken at their word."""
-    completion_at_least: Estimate | None
-    """Only where watched: those for room that an earlier decision had taken count as no change."""
+    completion_uncontested: Estimate | None
+    """Only where watched: decisions for room that an earlier one had taken count as no change."""
     waiting_saved_s: float
     """In the mean."""
     running_saved_s: float
@@ -91,7 +91,7 @@ def total(accounts: Sequence[Account], way: Way, *, seed: int = 0) -> Sum | None
         stock_mean_s=_mean([one.stock_s or 0.0 for one in known]),
         tapfinger_mean_s=_mean([one.tapfinger_s for one in known]),
         completion=_estimate(known, lambda one: True, seed),
-        completion_at_least=_estimate(known, lambda one: not one.contested, seed) if way == "watched" else None,
+        completion_uncontested=_estimate(known, lambda one: not one.contested, seed) if way == "watched" else None,
         waiting_saved_s=_mean([(one.stock_waited_s or 0.0) - one.tapfinger_waited_s for one in known]),
         running_saved_s=_mean([one.stock_ran_s - one.tapfinger_ran_s for one in known]),
         stock_gpu_hours=sum(one.stock_amounts.gpus * one.stock_ran_s for one in known) / 3600,
