@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from tapfinger_hpc.errors import TraceError
 from tapfinger_hpc.whatif import evaluation, playing, report
 from tapfinger_hpc.whatif.evaluation import Loaded, Prepared
 from tapfinger_hpc.whatif.playing import Contender
@@ -53,6 +54,11 @@ def parts(loaded: Loaded) -> Parts:
     """
     times = sorted(item.job.submit_time_s for item in loaded.trace.jobs)
     split_s = float(times[round((1 - HELD_OUT) * (len(times) - 1))])
+    if split_s == times[0]:
+        raise TraceError(
+            f"trace {loaded.trace.source!r}: most of its {len(times)} jobs came in the first second, so there "
+            "is no earlier part to learn from; take a longer trace"
+        )
     earlier = loaded.before(split_s)
     trained = evaluation.prepare(earlier).plan
     jobs = trained.changed or trained.kept
