@@ -7,14 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from tapfinger_hpc import checkpoint
 from tapfinger_hpc.errors import CheckpointError, ConfigError, ScenarioError
 from tapfinger_hpc.nets.config import NetworkConfig
+from tapfinger_hpc.nets.policy_network import Critic, PolicyNetwork
+from tapfinger_hpc.sim import scenarios
 from tapfinger_hpc.training import course, ppo, team
 from tapfinger_hpc.training.cli import train as train_command
 from tapfinger_hpc.training.course import CourseConfig, Progress, TrainingError
@@ -180,6 +184,40 @@ def test_several_scenarios_take_turns(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="'hetero-7' is not known"):
         course.train(CourseConfig("random,hetero-7"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("passed", "sizes"), [(12, {4}), (100, {5}), (400, {20})])
+def test_the_longer_an_episode_the_more_of_it_is_in_one_step(monkeypatch, passed: int, sizes: set[int]) -> None:
+    learner = ppo.Learner(
+        PolicyNetwork(TINY.network), Critic(TINY.network.hidden), PPOConfig(siblings=1, repeats=1), team.Team()
+    )
+    seen: list[int] = []
+
+    def step(decisions, advantage, returns, told) -> None:
+        seen.append(len(decisions))
+        for values in told.values():
+            values.append(0.0)
+
+    monkeypatch.setattr(learner, "_step", step)
+    monkeypatch.setattr(learner, "critic", lambda _: torch.zeros(1))
+    monkeypatch.setattr(ppo.GraphTensors, "of", lambda _: None)
+    alive = np.ones((passed, 1), bool)
+    decisions = [SimpleNamespace(envs=np.array([0]), graphs=None) for _ in range(passed)]
+    rewards = np.random.default_rng(0).normal(size=(passed, 1))
+    learner.learn(
+        Collected(decisions, rewards, alive, np.full((passed, 1), 0.9), np.zeros(1)), np.random.default_rng(0)
+    )
+    assert set(seen) == sizes
+    assert sum(seen) == passed
+
+
+def test_in_an_overloaded_cluster_a_decision_is_felt_for_longer() -> None:
+    workloads = [scenarios.workload("hetero-6", 0, load=load).begin(12) for load in (0.75, 1.2)]
+    collected = ppo.collect(PolicyNetwork(TINY.network), workloads, PPOConfig(), np.random.default_rng(0))
+    best = np.mean([kind.slots.min() for kind in workloads[0].scenario.types])
+    least = collected.discount.min(axis=0)
+    assert least == pytest.approx([0.86 ** (1 / best), 0.97 ** (1 / best)])
+    assert collected.trace.tolist() == [0.95, 0.98]
 
 
 def test_returns_end_where_an_episode_ends() -> None:

@@ -50,9 +50,10 @@ def test_the_rewards_of_an_episode_add_up_to_what_its_jobs_take_beyond_their_bes
         passed = np.diff(events.time[alive, env]) / each.scenario.unit
         np.testing.assert_allclose(events.passed[alive, env][:-1], passed, atol=1e-9)
         best_s = 3 * each.scenario.unit
+        discount = PPOConfig().overloaded_discount if each.scenario.load >= 1 else PPOConfig().discount
         np.testing.assert_allclose(
             found.discount[alive, env],
-            PPOConfig().discount ** (events.passed[alive, env] * each.scenario.unit / best_s),
+            discount ** (events.passed[alive, env] * each.scenario.unit / best_s),
         )
 
 
