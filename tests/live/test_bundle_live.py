@@ -102,7 +102,7 @@ for folder, folders, names in os.walk(upper):
 
 OF_USERADD = {"/etc/.pwd.lock", *(f"/etc/{name}-" for name in ("passwd", "shadow", "group", "gshadow"))}
 """What useradd and userdel keep for themselves."""
-OF_OTHERS = {"/etc/hosts", "/root", "/var/log/lastlog", "/var/log/faillog"}
+OF_THE_TEST = {"/etc/hosts"}
 
 
 def documented() -> list[str]:
@@ -167,6 +167,8 @@ def test_from_the_bundle_to_the_first_decision_and_back(
     assert "JobState=PENDING" in out["job"]
     assert '"mode":"observe"' in out["explained"].replace(" ", "")
     assert "tapfinger|Operator" in out["users"]
+    assert [line for line in out["doctor"].splitlines() if line.startswith("fail")] == []
+    assert "agent             alive, mode observe" in out["doctor"]
     assert "tapfinger" not in out["users-after"]
     assert "tapfinger" not in out["run"]
-    assert set(out["left"].split()) - OF_USERADD - OF_OTHERS == set()
+    assert set(out["left"].split()) - OF_USERADD - OF_THE_TEST == set()
