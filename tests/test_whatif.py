@@ -253,6 +253,7 @@ def test_a_replay_that_does_what_was_done_is_faithful():
     found = report.fidelity(easy, window_of(jobs), {item.job.key: item for item in jobs})
     assert found.near == 1.0
     assert found.correlation == pytest.approx(1.0)
+    assert found.waits_as_it_was
     assert found.real_mean_completion_s == found.replayed_mean_completion_s
 
 
@@ -262,6 +263,14 @@ def test_waiting_the_other_way_round_is_told():
     found = report.fidelity(easy, window_of(jobs), {item.job.key: item for item in jobs})
     assert found.correlation == pytest.approx(-1.0)
     assert found.near < 0.5
+
+
+def test_a_replay_in_which_nobody_waits_is_told_not_to_be_trusted():
+    jobs = [job(number, start_s=60 * number + 1000) for number in range(1, 20)]
+    easy = Replayed("easy", report.KEPT, tuple(record(item, 0.0) for item in jobs), 1.0)
+    found = report.fidelity(easy, window_of(jobs), {item.job.key: item for item in jobs})
+    assert not found.waits_as_it_was
+    assert found.correlation is None
 
 
 def test_a_trace_without_starts_has_no_fidelity():

@@ -8,15 +8,19 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from tapfinger_hpc import trace as traces
-from tapfinger_hpc.cli import tapfinger
+from tapfinger_hpc.cli import LENT, borrowed, tapfinger
 from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.state import Resources
 from tapfinger_hpc.trace import Ran, Trace, TraceJob
-from tapfinger_hpc.whatif.report import CHANGED, WhatIf
+from tapfinger_hpc.whatif import evaluation, playing
+from tapfinger_hpc.whatif.evaluation import Lent
+from tapfinger_hpc.whatif.ranges import without_memory
+from tapfinger_hpc.whatif.report import CHANGED, WhatIf, Window, rows
 from tapfinger_hpc.workload import WorkloadKnobs, random_trace
 
 pytestmark = pytest.mark.slow
+NAMES = {"class0": "alpha", "class1": "bravo", "class2": "charlie"}
 CLUSTER = """
 [[node]]
 names = "n[1-4]"
@@ -42,12 +46,13 @@ def folder(tmp_path_factory):
     ran = {record.job_id: record for record in replay(drawn, spec)}
     jobs = tuple(TraceJob(_submitted(item), 1.0, _ran(item, ran[item.job.job_id])) for item in drawn.jobs)
     traces.write(Trace("site", (), jobs, 1_700_000_000), folder / "site.jsonl")
+    traces.write(drawn, folder / "truth.jsonl")
     return folder
 
 
 def _submitted(item):
     asked = item.job.requested
-    return replace(item.job, minimum=asked, maximum=asked, managed=False, job_class="")
+    return replace(item.job, minimum=asked, maximum=asked, managed=False, job_class="", user="ann")
 
 
 def _ran(item, record):
@@ -57,7 +62,7 @@ def _ran(item, record):
         record.amounts,
         start_time_s=int(record.start_s),
         account="lab",
-        name=item.job.job_class,
+        name=NAMES[item.job.job_class],
     )
 
 
@@ -87,6 +92,26 @@ def test_amounts_change_only_where_they_may(folder):
     assert 0 < found.row("price", CHANGED).changed <= found.ranged
     assert found.draws == 2
     assert found.row("price").completion.low <= found.row("price").completion.value
+
+
+def test_what_the_fitted_models_promise_is_about_what_the_true_curves_give(folder):
+    lent = Lent(**{name: borrowed(name) for name in LENT})
+    loaded = evaluation.load(folder / "site.jsonl", str(folder / "cluster.toml"), {}, "all", lent)
+    plan = evaluation.prepare(loaded).plan
+    # The same jobs with the same ranges; the policy goes on believing what was fitted.
+    true = {item.job.job_id: item for item in traces.read(folder / "truth.jsonl").jobs}
+    curves = {one.name: without_memory(one) for one in traces.read(folder / "truth.jsonl").classes}
+    of_fitted = {item.job.job_class: true[item.job.job_id].job.job_class for item in plan.changed.jobs}
+    classes = tuple(replace(curves[name], name=fitted) for fitted, name in of_fitted.items())
+    jobs = tuple(replace(item, scale=true[item.job.job_id].scale) for item in plan.changed.jobs)
+    true_plan = replace(plan, changed=Trace("true", classes, jobs))
+    window = Window(plan.counted, loaded.shape.spec)
+    changes = []
+    for each in (plan, true_plan):
+        found = playing.replays(each, loaded.shape.spec, [playing.Contender("price", "price")], amounts=(CHANGED,))
+        changes.append(rows(list(found), window, {item.job.key: item for item in plan.kept.jobs})[1].completion.value)
+    assert changes[0] < -0.03, "amounts bring something here"
+    assert changes[0] == pytest.approx(changes[1], abs=0.08)
 
 
 def test_a_part_of_the_trace_begins_with_the_jobs_that_were_there(folder):

@@ -242,8 +242,8 @@ def show(console: Console, found: "WhatIf") -> None:
     if found.fidelity is not None:
         _show_fidelity(console, found.fidelity)
         console.print()
-    for table in _tables(found):
-        console.print(table)
+    for title, table in _tables(found):
+        _print(console, title, table)
     if found.ranged and len(found.rows) > 1:
         console.print(
             "What changed amounts bring rests on the fitted speed models: nobody ran those jobs on other amounts. "
@@ -259,8 +259,7 @@ def show(console: Console, found: "WhatIf") -> None:
 
 
 def _show_fidelity(console: Console, fidelity: "Fidelity") -> None:
-    table = _titled(f"How far to trust it: stock Slurm replayed against what accounting says ({fidelity.jobs:,} jobs)")
-    table.add_column("")
+    table = _empty("")
     for heading in ("waiting, mean", "median", "completion, mean", "median"):
         table.add_column(heading, justify="right")
     for name in ("real", "replayed"):
@@ -271,21 +270,27 @@ def _show_fidelity(console: Console, fidelity: "Fidelity") -> None:
                 for what in ("mean_waiting", "median_waiting", "mean_completion", "median_completion")
             ),
         )
-    console.print(table)
+    title = f"How far to trust it: stock Slurm replayed against what accounting says ({fidelity.jobs:,} jobs)"
+    _print(console, title, table)
     correlation = "none can be given" if fidelity.correlation is None else f"{fidelity.correlation:.2f}"
     console.print(
         f"{fidelity.near:.0%} of completion times are within 5 min or a quarter of the real ones; rank correlation of "
         f"waiting {correlation}.",
         soft_wrap=True,
     )
+    if not fidelity.waits_as_it_was:
+        more = "longer" if fidelity.replayed_mean_waiting_s > fidelity.real_mean_waiting_s else "less"
+        console.print(
+            f"Jobs wait much {more} here than they did: the cluster, or what made them wait, is not that of the trace. "
+            "Do not trust what follows about waiting.",
+            style="bold",
+            soft_wrap=True,
+        )
 
 
-def _tables(found: "WhatIf") -> Iterator[Table]:
-    """Completion, then waiting and what was held."""
-    completion = _empty("What would have changed, against stock Slurm's replay: from submission to the end")
-    waiting = _empty(
-        "From submission to the start; shares of the cluster held while jobs arrived; jobs cut off by their limit"
-    )
+def _tables(found: "WhatIf") -> Iterator[tuple[str, Table]]:
+    """Completion, then waiting and what was held, each with its title."""
+    completion, waiting = _empty("policy", "amounts"), _empty("policy", "amounts")
     for heading in ("mean", "change (95 %)", "median", "95th percentile"):
         completion.add_column(heading, justify="right")
         waiting.add_column(heading, justify="right")
@@ -312,18 +317,21 @@ def _tables(found: "WhatIf") -> Iterator[Table]:
             f"{row.cpu_use:.1%}",
             f"{row.cut_off:,}",
         )
-    yield from (completion, waiting)
+    yield "What would have changed, against stock Slurm's replay: from submission to the end", completion
+    yield "From submission to the start; what was held while jobs arrived; jobs that their time limit ended", waiting
 
 
-def _empty(title: str) -> Table:
-    table = _titled(title)
-    for heading in ("policy", "amounts"):
+def _empty(*headings: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
         table.add_column(heading, no_wrap=True)
     return table
 
 
-def _titled(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _print(console: Console, title: str, table: Table) -> None:
+    # A title of the table itself would be broken to the table's width.
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
 
 
 def span(seconds: float) -> str:

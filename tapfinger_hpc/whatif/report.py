@@ -22,6 +22,8 @@ BLOCKS = (12, 60)
 DAY_S = 86400.0
 POINTS = 200
 """Of each drawing over time."""
+ALIKE, MINUTE_S = 1.5, 60.0
+"""Mean waiting times by this factor, or this much, apart say that the queue of the replay is that of life."""
 CLOSE_S, CLOSE = 300.0, 0.25
 """A replayed completion time is near the real one within five minutes, or a quarter of it."""
 
@@ -101,6 +103,12 @@ class Fidelity(msgspec.Struct, frozen=True):
     """Share of the jobs whose completion time is within five minutes or a quarter of the real one."""
     real_waiting_percentiles: tuple[float, ...] = ()
     real_queue_over_time: tuple[float, ...] = ()
+
+    @property
+    def waits_as_it_was(self) -> bool:
+        """Whether jobs wait about as long as they did: within a factor, or within a minute."""
+        longer, shorter = sorted((self.real_mean_waiting_s, self.replayed_mean_waiting_s), reverse=True)
+        return longer - shorter <= MINUTE_S or longer <= ALIKE * shorter
 
 
 class WhatIf(msgspec.Struct, frozen=True):
