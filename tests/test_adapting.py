@@ -80,6 +80,17 @@ def test_jobs_take_about_as_long_as_they_did():
     assert np.mean(seconds) == pytest.approx(700, rel=0.05)
 
 
+def test_the_load_is_that_of_the_jobs_as_they_were():
+    workload = SiteWorkloads(a_past(), SPEC)(7)
+    seconds = {(4, 1): 400.0, (2, 1): 90.0, (8, 2): 700.0}
+    held = np.zeros(2)
+    for kind, others, asked in zip(workload.type, workload.others, workload.asked, strict=True):
+        amounts = tuple(asked[:2]) if others else (2, 1) if len(workload.scenario.types[kind].menu) == 1 else (4, 1)
+        held += np.array(amounts) * seconds[amounts]
+    expected = (held / (32, 8) / workload.arrival[-1]).max()
+    assert workload.scenario.load == pytest.approx(expected, rel=1e-6)
+
+
 def test_too_few_jobs_of_ours_are_told():
     with pytest.raises(TraceError, match="at least 50"):
         SiteWorkloads(a_past(30), SPEC)

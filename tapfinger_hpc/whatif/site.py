@@ -32,6 +32,19 @@ UNKNOWN_STD = 1.0
 """Of the log seconds of jobs of no known class, as ``speed.prior`` has it."""
 
 
+@dataclass(frozen=True, eq=False)
+class PastSite(Site):
+    """A site whose jobs are those of a stretch of its past."""
+
+    held: float = 0.0
+    """CPUs or GPUs, whichever is scarcer, that the jobs held as they were, as a share of those that there are."""
+
+    @property
+    def load(self) -> float:
+        """Of the jobs themselves: their kinds are not equally frequent."""
+        return self.held
+
+
 class SiteWorkloads:
     """Draws workloads of a site; the same seed gives the same."""
 
@@ -47,7 +60,7 @@ class SiteWorkloads:
         likes = _likes(trace, jobs)
         numbers = {like: number for number, like in enumerate(dict.fromkeys(likes))}
         self._types = tuple(like.made() for like in numbers)
-        self._past = _past(jobs, likes, numbers, self._types, spec)
+        self._past = _past(trace, jobs, likes, numbers, self._types, spec)
         ours = int((~self._past.others).sum())
         if ours < FEWEST_JOBS:
             raise TraceError(
@@ -64,10 +77,12 @@ class SiteWorkloads:
         begins = begins[begins <= max(int(begins[0]), len(past.arrival) - count)]
         taken = np.arange(first := int(source.choice(begins)), min(first + count, len(past.arrival)))
         arrival = (past.arrival[taken] - past.arrival[first]) / math.exp(source.uniform(*np.log(PACE)))
+        capacity = np.array([self._spec.capacity.cpus, self._spec.capacity.gpus], float)
+        held = past.work[taken].sum(axis=0) / np.maximum(capacity, 1.0) / max(float(arrival[-1]), 1.0)
         used, kind = np.unique(past.like[taken], return_inverse=True)
         stray = np.exp(source.normal(-(STRAY**2) / 2, STRAY, len(taken)))
         return SiteWorkload(
-            scenario=self._site(tuple(self._types[number] for number in used), len(taken), float(arrival[-1])),
+            scenario=self._site(tuple(self._types[number] for number in used), arrival, float(held.max())),
             seed=seed,
             arrival=arrival,
             type=kind.astype(np.int64),
@@ -79,12 +94,13 @@ class SiteWorkloads:
             priority=np.arange(len(taken), 0, -1),
         )
 
-    def _site(self, types: tuple[SiteType, ...], count: int, span_s: float) -> Site:
-        nodes = self._spec.nodes
-        return Site(
+    def _site(self, types: tuple[SiteType, ...], arrival: np.ndarray, held: float) -> PastSite:
+        nodes, count = self._spec.nodes, len(arrival)
+        return PastSite(
             name="site",
             capacities=tuple((node.capacity.cpus, node.capacity.gpus) for node in nodes),
-            arrivals=count / max(span_s, 1.0),
+            arrivals=count / max(float(arrival[-1]), 1.0),
+            held=held,
             tasks=count,
             types=types,
             window=0,
@@ -137,6 +153,7 @@ class _Past:
     others: np.ndarray  # bool [job]
     asked: np.ndarray  # int64 [job, 3]
     limit: np.ndarray  # float64 [job]
+    work: np.ndarray  # float64 [job, 2] CPU seconds and GPU seconds that it held
 
 
 def _likes(trace: Trace, jobs: list[TraceJob]) -> list[_Like]:
@@ -162,6 +179,7 @@ def _is_classed(item: TraceJob, known: Mapping[str, JobClass]) -> bool:
 
 
 def _past(
+    trace: Trace,
     jobs: list[TraceJob],
     likes: list[_Like],
     numbers: Mapping[_Like, int],
@@ -186,6 +204,8 @@ def _past(
         "others": np.array([not item.job.managed or item.job.nodes_wanted > 1 for item in jobs]),
         "asked": np.array([(share.cpus, share.gpus, share.mem_mb) for share in map(_share, jobs)], np.int64),
         "limit": np.maximum(limit, slowest),
+        "work": np.array([(share.cpus, share.gpus) for share in map(_share, jobs)], float)
+        * np.array([_lasted_s(trace, item) for item in jobs])[:, None],
     }
     return _Past(**{name: values[of_item] for name, values in columns.items()})
 
