@@ -8,8 +8,6 @@ import msgspec
 from tapfinger_hpc.config import DEFAULT_PATH, Config
 
 CLASSES = "/var/lib/tapfinger/classes.json"
-COMPILED = "/var/cache/tapfinger/compiled"
-"""Not the folder above: sandboxes of other releases keep theirs there, and the server wants one that is its own."""
 
 
 class Paths(msgspec.Struct, frozen=True):

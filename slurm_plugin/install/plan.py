@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from slurm_plugin import hookconf
 from slurm_plugin.install import hook, units
-from slurm_plugin.install.paths import CLASSES, COMPILED, Paths
+from slurm_plugin.install.paths import CLASSES, Paths
 from slurm_plugin.install.site import DEFAULT_CONF, SERVICE_USER, Site
 from slurm_plugin.install.steps import Command, File, Folder, MadeFile, MadeFolder, Record, Step, ancestors, digest
 from tapfinger_hpc import config_text
@@ -57,7 +57,6 @@ def first_config(site: Site) -> Config:
     slurm = config.slurm if site.slurm_conf == DEFAULT_CONF else replace(config.slurm, conf=site.slurm_conf)
     return replace(
         config,
-        server=replace(config.server, compiled=COMPILED),
         agent=replace(config.agent, classes_file=CLASSES),
         slurm=slurm,
     )

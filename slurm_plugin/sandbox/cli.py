@@ -42,7 +42,7 @@ release_option = click.option(
     "--release",
     type=click.Choice(RELEASES),
     callback=lambda context, option, value: value or "",
-    help="Slurm of this Debian release, from a folder of its own in /var/cache/tapfinger, rather than this machine's.",
+    help="Slurm of this Debian release, from its folder in /var/cache/tapfinger-sandbox, rather than this machine's.",
 )
 
 

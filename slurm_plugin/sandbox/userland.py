@@ -19,7 +19,7 @@ from tapfinger_hpc.errors import SandboxError
 RELEASES = ("bookworm", "trixie", "sid")
 """Debian's names; with them come Slurm 22.05, 24.11, and whatever is newest."""
 
-CACHE = Path("/var/cache/tapfinger")
+CACHE = Path("/var/cache/tapfinger-sandbox")
 """Where the folders of releases are; removing one removes all there is of it."""
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
