@@ -264,6 +264,7 @@ TINY = CourseConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_a_checkpoint_says_what_its_policy_went_without_and_plays_so(name, tmp_path: Path):
     config = course.ablated(TINY, [name])

@@ -222,6 +222,7 @@ def test_following_a_teacher_does_what_the_teacher_does() -> None:
         np.testing.assert_array_equal(frame.amounts[env, :count, :2], episode.amounts)
 
 
+@pytest.mark.slow
 def test_imitation_brings_the_teachers_choices_nearer() -> None:
     from tapfinger_hpc.training.team import Team
 

@@ -10,7 +10,8 @@ from tapfinger_hpc.sim import compiling
 
 DECORATORS = {"compiled", "lean", "woven", "threaded", "_fast"}
 NOT_COMPILED_IN = {
-    f"tapfinger_hpc.{name}" for name in ("errors", "gaussian", "units", "training.batch", "training.team")
+    f"tapfinger_hpc.{name}"
+    for name in ("errors", "gaussian", "speed", "state", "units", "training.batch", "training.team")
 }
 """Modules of which compiled functions use nothing, though their files do."""
 

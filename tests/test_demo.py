@@ -45,6 +45,7 @@ def test_the_simulated_demo_writes_what_every_job_asked_for_was_given_and_took(t
         assert compared.greatest.covers(compared.tapfinger.given)
 
 
+@pytest.mark.slow
 def test_every_duration_follows_from_the_amounts_given(tmp_path):
     file = tmp_path / "demo.json"
     command = [sys.executable, "-m", "tapfinger_hpc.cli", "demo", "--simulated", "--policy", "min", "--json", str(file)]

@@ -160,6 +160,7 @@ def test_workers_and_their_number_change_nothing(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_bounds_come_with_the_policy_name_bound_and_lie_below_the_policies(tmp_path):
     file = tmp_path / "report.json"
     arguments = ["--scenario", "synthetic-3", "--policies", "fifo,bound", "--seeds", "3", "--bound-seeds", "2"]

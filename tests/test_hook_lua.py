@@ -301,6 +301,7 @@ def parsers(tmp_path_factory):
     return {lua: Hook(lua, tmp_path_factory.mktemp(lua)).module.parse_mark for lua in LUAS}
 
 
+@pytest.mark.slow
 @given(comment=COMMENT)
 @settings(max_examples=600, deadline=None)
 def test_any_comment_is_read_alike_by_every_lua_and_by_python(parsers, comment):

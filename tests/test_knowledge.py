@@ -109,6 +109,7 @@ def test_amounts_that_are_believed_to_do_but_do_not_are_not_placed():
     assert core.place(frame, truth, 0, job, agent, agent, 3, 3, 0)
 
 
+@pytest.mark.slow
 def test_estimates_are_off_by_as_much_as_they_say():
     found = []
     for seed in range(200):
@@ -232,6 +233,7 @@ def test_what_was_learned_serves_its_own_scenario_alone():
     assert others.slots[1][3, 3] == pytest.approx(11, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_course_with_types_keeps_what_it_learned_and_evaluation_plays_with_it(tmp_path: Path):
     pytest.importorskip("torch")
     from tapfinger_hpc import checkpoint

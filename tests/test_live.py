@@ -44,6 +44,7 @@ def carry_out(view: View, name: str) -> int:
     return placed
 
 
+@pytest.mark.slow
 @given(seen=states())
 @settings(max_examples=150, deadline=None)
 def test_something_fits_in_the_frame_where_it_fits_on_the_cluster(seen) -> None:

@@ -381,6 +381,7 @@ def test_tuning_with_the_same_seed_finds_the_same_constants():
     assert runs[0].generations == 3
 
 
+@pytest.mark.slow
 def test_clusters_in_event_time_can_be_tuned_for_and_there_memory_has_a_price_too():
     poor = PLAIN._replace(patience=4.0, margin=0.3, backlog=10.0, room=1.0)
     found = tune_price.tune("cluster", 1.0, 1, start=poor, population=8, episodes=2, generations=4, held_out=6)

@@ -218,6 +218,7 @@ def compare_with_reserve(seed: int) -> tuple[int, int]:
     return planned, delayed
 
 
+@pytest.mark.slow
 def test_jobs_of_others_are_planned_and_protected_as_the_guard_of_the_live_system_does():
     found = np.sum([compare_with_reserve(seed) for seed in range(8)], axis=0)
     assert (found > 20).all()

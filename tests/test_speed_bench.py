@@ -84,6 +84,7 @@ def test_figures_of_a_made_up_table_are_small_errors_and_honest_intervals(tmp_pa
     assert figures["a fifth of the cells"].median_error < figures["three cells"].median_error
 
 
+@pytest.mark.slow
 def test_two_points_of_a_curve_foretell_the_others_within_a_quarter():
     """The prior has seen no curve of the same model."""
     tested = [curve for curve in curves.shipped() if curve.source == "pollux"]
