@@ -73,7 +73,8 @@ def simulate(
     from tapfinger_hpc.sim import ended, scenarios
     from tapfinger_hpc.sim.episodes import Episode, play
 
-    played: list[Episode] = []
+    means: list[float] = []
+    kept: list[Episode] = []
     with _usage_errors():
         classes = _classes(classes_file, knowledge)
         contender = evaluation.Contender(policy, policy, checkpoint, knowledge, single_task, classes)
@@ -81,15 +82,17 @@ def simulate(
     file = _opened(dump, "wb") if dump else None
     for number in range(seed, seed + episodes):
         workload = scenarios.workload(scenario, number, table=table, load=load)
-        played += play([workload], contender.player(workload.scenario, number), classes=classes)
+        (episode,) = play([workload], contender.player(workload.scenario, number), classes=classes)
+        means.append(episode.mean_jct)
+        if trace_file:
+            kept.append(episode)
         if file:
-            file.write(msgspec.json.encode(dumps.record(played[-1], policy)) + b"\n")
+            file.write(msgspec.json.encode(dumps.record(episode, policy)) + b"\n")
     if file:
         file.close()
     if trace_file:
         with _usage_errors():
-            traces.write(ended.trace(played), trace_file)
-    means = [episode.mean_jct for episode in played]
+            traces.write(ended.trace(kept), trace_file)
     shown = evaluation.interval(means)
     spread = f", 95 % interval {shown.low:.3f} to {shown.high:.3f}" if episodes > 1 else ""
     unit = "s" if scenario == "cluster" else "slots"
