@@ -1,11 +1,11 @@
-"""Reads nodes and partitions from slurm.conf, as slurmctld would. Pure: text in, values out; asks for included files.
+"""Reads slurm.conf as slurmctld would: nodes and partitions, and which settings stand where.
 
-Only what says which nodes there are, what they have, and who may use them for how long; all other settings are passed
-over.
+Pure: text in, values out; asks for included files. Only ``settings_in`` opens any.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from slurm_plugin.parse import host_list
@@ -32,6 +32,61 @@ class Found(NamedTuple):
     notes: tuple[str, ...]
 
 
+class Setting(NamedTuple):
+    """What a key is set to, and where."""
+
+    value: str
+    file: str
+    """As the Include line names it; "" is slurm.conf itself."""
+
+
+_OF_LISTS = frozenset(("nodename", "nodeset", "partitionname", "downnodes", "frontendname"))
+"""Lines that begin with these describe one thing of many."""
+
+
+def settings(text: str, included: Callable[[str], str]) -> Mapping[str, Setting]:
+    """All but nodes and partitions, by key in small letters. Of one that is set twice the last counts, as for Slurm.
+
+    Raises:
+        SlurmError: files include one another in a circle.
+    """
+    return {
+        key: Setting(value, file)
+        for file, fields in _lines(text, included)
+        if _OF_LISTS.isdisjoint(fields)
+        for key, value in fields.items()
+    }
+
+
+def settings_in(conf: Path, at: Callable[[str], Path] = Path) -> Mapping[str, Setting]:
+    """Those of a file, each with the whole path of where it stands. What cannot be read, or does not end, sets nothing.
+
+    Args:
+        conf: slurm.conf.
+        at: where a file with a whole path lies, for a tree under another root.
+    """
+
+    def path(name: str) -> Path:
+        return at(name) if name.startswith("/") else conf.parent / name
+
+    def text(file: Path) -> str:
+        try:
+            return file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
+    try:
+        found = settings(text(conf), lambda name: text(path(name)))
+    except SlurmError:
+        return {}
+    return {key: Setting(value, str(path(file) if file else conf)) for key, (value, file) in found.items()}
+
+
+def asks_lua(plugins: Iterable[str]) -> bool:
+    """Whether slurmctld asks job_submit.lua with these JobSubmitPlugins."""
+    return any(plugin.strip().removeprefix("job_submit/") == "lua" for plugin in plugins)
+
+
 def read(text: str, included: Callable[[str], str]) -> Found:
     """The cluster of this slurm.conf.
 
@@ -41,9 +96,9 @@ def read(text: str, included: Callable[[str], str]) -> Found:
     Raises:
         SlurmError: a line cannot be read, or there are no nodes.
     """
-    settings: Fields = {}
+    given: Fields = {}
     node_lines, set_lines, partition_lines = [], [], []
-    for fields in _lines(text, included, 0):
+    for _, fields in _lines(text, included):
         kind = next(iter(fields))
         if kind == "nodename":
             node_lines.append(fields)
@@ -52,8 +107,8 @@ def read(text: str, included: Callable[[str], str]) -> Found:
         elif kind == "partitionname":
             partition_lines.append(fields)
         else:
-            settings.update(fields)
-    select = settings.get("selecttypeparameters", "CR_Core_Memory").upper()
+            given.update(fields)
+    select = given.get("selecttypeparameters", "CR_Core_Memory").upper()
     notes = []
     lines = list(_with_defaults(node_lines, "nodename"))
     future = [fields for fields in lines if fields.get("state", "").upper().startswith("FUTURE")]
@@ -74,20 +129,21 @@ def read(text: str, included: Callable[[str], str]) -> Found:
     return Found(ClusterSpec(tuple(nodes), tuple(partitions)), tuple(notes))
 
 
-def _lines(text: str, included: Callable[[str], str], depth: int) -> Iterator[Fields]:
-    """The settings of each line that has any; those of included files in their place."""
+def _lines(text: str, included: Callable[[str], str], file: str = "", depth: int = 0) -> Iterator[tuple[str, Fields]]:
+    """The file and the settings of each line that has any; those of included files in their place."""
     if depth > MOST_INCLUDED:
         raise SlurmError(f"slurm.conf: more than {MOST_INCLUDED} files include one another: is there a circle?")
     cluster = ""
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
         bare = _COMMENT.sub("", line).replace("\\#", "#")
         if match := _INCLUDE.match(bare):
-            yield from _lines(included(match[1].replace("%c", cluster)), included, depth + 1)
+            name = match[1].replace("%c", cluster)
+            yield from _lines(included(name), included, name, depth + 1)
             continue
         fields = {key.lower(): value.strip('"') for key, value in _WORD.findall(bare)}
         cluster = fields.get("clustername", cluster)
         if fields:
-            yield fields
+            yield file, fields
 
 
 def _with_defaults(lines: list[Fields], key: str) -> Iterator[Fields]:

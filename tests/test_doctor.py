@@ -329,6 +329,17 @@ def test_the_troubleshooting_page_has_every_check_with_its_fix() -> None:
     assert [check.name for check in judge(WELL).checks if f"| `{check.name}` |" not in page] == []
 
 
+def test_what_stands_in_an_included_file_is_to_be_changed_there() -> None:
+    facts = all_of(
+        setting("SchedulerParameters", "(null)"),
+        setting("JobSubmitPlugins", "(null)"),
+        fact(stand_in={"schedulerparameters": "/c/tuning.conf"}),
+    )(WELL)
+    assert found(facts, "scheduler").fix.startswith("in /c/tuning.conf set SchedulerParameters=")
+    assert f"in {ETC}/slurm.conf set JobSubmitPlugins=lua" in found(facts, "lua plugin").fix
+    assert found(setting("JobSubmitPlugins", "job_submit/lua")(WELL), "lua plugin").status == "ok"
+
+
 def test_the_module_is_where_the_sites_script_says() -> None:
     assert module_path('local t = dofile("/usr/share/tf/tapfinger.lua")', "/etc/slurm") == "/usr/share/tf/tapfinger.lua"
     assert module_path("dofile(here .. 'tapfinger.lua')", "/etc/slurm") == "/etc/slurm/tapfinger.lua"

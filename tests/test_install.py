@@ -148,6 +148,40 @@ def test_a_script_without_which_slurmctld_would_not_start_again_is_not_taken_awa
     assert snapshot(tree) == before
 
 
+@pytest.mark.parametrize("name", ["plugins.conf", "/etc/slurm/plugins.lab", "more/%c.conf"])
+def test_the_script_is_not_taken_away_either_where_an_included_file_asks_for_it(tree, name):
+    conf = tree / "etc/slurm/slurm.conf"
+    conf.write_text(f"ClusterName=lab\nInclude {name}\n")
+    other = tree / "etc/slurm" / name.replace("%c", "lab").removeprefix("/etc/slurm/")
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("JobSubmitPlugins=require_timelimit,job_submit/lua\n")
+    installed(tree)
+    full = snapshot(tree)
+    with pytest.raises(InstallError, match=f"{other} has lua in JobSubmitPlugins"):
+        taken_off(tree)
+    assert snapshot(tree) == full
+    conf.write_text(conf.read_text() + "JobSubmitPlugins=require_timelimit\n")
+    taken_off(tree)
+    assert not (tree / "etc/slurm/job_submit.lua").exists()
+
+
+@pytest.mark.parametrize("command", [cli.install, cli.uninstall])
+def test_two_at_once_do_not_happen(tree, command):
+    installed(tree)
+    full = snapshot(tree)
+    with carry.alone(carry.Tree(tree)):
+        with pytest.raises(InstallError, match=r"nothing was changed: another .* is at work in"):
+            invoke(command, tree)
+        invoke(command, tree, "--dry-run")
+        assert snapshot(tree) == full
+    invoke(command, tree)
+
+
+def test_a_root_that_is_not_there_is_said(tree):
+    with pytest.raises(InstallError, match=r"nowhere: No such file or directory; --root names"):
+        installed(tree / "nowhere")
+
+
 def test_a_site_with_its_own_script_may_keep_lua_in_slurm_conf(tree):
     (tree / "etc/slurm/job_submit.lua").write_text(SITES_OWN)
     (tree / "etc/slurm/slurm.conf").write_text("JobSubmitPlugins=lua\n")
@@ -456,6 +490,16 @@ def test_what_slurm_conf_lacks_is_shown_with_what_it_has():
     )
     assert "JobSubmitPlugins=require_timelimit,lua" in text
     assert "SchedulerParameters=bf_interval=10,batch_sched_delay=0,sched_interval=5" in text
+
+
+def test_what_stands_in_an_included_file_is_asked_for_there():
+    found = Site(
+        slurm_conf="/c/slurm.conf",
+        submit_plugins=("require_timelimit",),
+        stand_in={"jobsubmitplugins": "/c/plugins.conf", "clustername": "/c/slurm.conf"},
+    )
+    assert "in /c/plugins.conf, before agent.mode becomes enforce, then restart slurmctld:\n  JobSub" in said(found)
+    assert "in /c/slurm.conf, before agent.mode becomes enforce, then restart slurmctld:\n  Sched" in said(found)
 
 
 def test_another_machine_than_the_controllers_is_said():

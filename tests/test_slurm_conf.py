@@ -62,6 +62,16 @@ def test_memory_does_not_count_where_slurm_does_not_hand_it_out():
     assert found.notes
 
 
+def test_each_setting_is_the_last_one_and_says_where_it_stands():
+    files = {"a": "JobSubmitPlugins=lua\nInclude b", "b": "MinJobAge=9"}
+    text = "minjobage=1\nInclude a\nSchedulerParameters=x,y=1 # z\nNodeName=n1 State=UP\nJobSubmitPlugins=all"
+    assert slurm_conf.settings(text, files.__getitem__) == {
+        "minjobage": ("9", "b"),
+        "jobsubmitplugins": ("all", ""),
+        "schedulerparameters": ("x,y=1", ""),
+    }
+
+
 def test_included_files_stand_in_their_place():
     text = "ClusterName=edge\nInclude nodes.%c\nPartitionName=p Nodes=ALL"
     found = read(text, **{"nodes.edge": "NodeName=n1 CPUs=4 RealMemory=1000"})

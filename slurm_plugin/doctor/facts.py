@@ -25,6 +25,7 @@ from slurm_plugin.hookfile import SignOfLife
 from slurm_plugin.install import hook
 from slurm_plugin.journal import Journal, JournalError
 from slurm_plugin.naming import Names
+from slurm_plugin.slurm_conf import settings_in
 from tapfinger_hpc import __version__
 from tapfinger_hpc.config import Config
 from tapfinger_hpc.decision import guard_all
@@ -106,6 +107,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The file was named on the command line."""
     asked_config: Said
     """``scontrol show config``."""
+    stand_in: dict[str, str] = {}
+    """The file of each setting of slurm.conf, by key in small letters: itself, or one that it includes."""
     asked_s: tuple[float, float]
     """When it was asked, and when it had answered."""
     pinged: Said
@@ -171,6 +174,7 @@ def gather(config: Config, config_path: Path, *, named: bool) -> Facts:
         config_file=look(str(config_path)),
         config_named=named,
         asked_config=asked,
+        stand_in=_stand_in(settings.get("SLURM_CONF", "")),
         asked_s=(asked_s, answered_s),
         pinged=silent or _ask(run, "scontrol", "ping"),
         commands_version=_ask(run, "scontrol", "--version"),
@@ -208,6 +212,11 @@ def settings_of(text: str) -> dict[str, str]:
     return {key: "" if value.strip() in ("(null)", "N/A") else value.strip() for key, value in found}
 
 
+def file_of(facts: Facts, key: str) -> str:
+    """The file where this setting of slurm.conf stands, or is to stand."""
+    return facts.stand_in.get(key.lower()) or settings_of(facts.asked_config.text).get("SLURM_CONF", "slurm.conf")
+
+
 def logged_s(stamp: str, unknown_s: float) -> float:
     """The time in front of a line of slurmctld's log; ``unknown_s`` of a form that is not the default one."""
     try:
@@ -220,6 +229,10 @@ def module_path(script: str, folder: str) -> str:
     """The path of tapfinger.lua that a site's own script names; beside the script where it names none."""
     named = re.search(r"""["'](/[^"'\n]*tapfinger\.lua)["']""", script)
     return named[1] if named else f"{folder}/{hook.MODULE}"
+
+
+def _stand_in(conf: str) -> dict[str, str]:
+    return {key: setting.file for key, setting in settings_in(Path(conf)).items()} if conf else {}
 
 
 def _ask(run: Runner, *argv: str) -> Said:

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 from slurm_plugin.doctor.check import Check, fail, needed_to_enforce, ok, skip, warn
-from slurm_plugin.doctor.facts import Facts, Hook, logged_s, settings_of
+from slurm_plugin.doctor.facts import Facts, Hook, file_of, logged_s, settings_of
 from slurm_plugin.doctor.places import READ, WRITE, owner, slow_disk
 from slurm_plugin.install import hook as hook_files
 from slurm_plugin.install.site import hook_partitions
+from slurm_plugin.slurm_conf import asks_lua
 from tapfinger_hpc.config import Config
 from tapfinger_hpc.state import ClusterState
 
@@ -28,14 +29,13 @@ def plugin(facts: Facts) -> Check:
     if not settings:
         return skip(name, facts.asked_config.why)
     plugins = [word for word in settings.get("JobSubmitPlugins", "").split(",") if word]
-    conf = settings.get("SLURM_CONF")
-    if "lua" not in plugins:
+    if not asks_lua(plugins):
         return needed_to_enforce(
             facts.config,
             name,
             f"JobSubmitPlugins={','.join(plugins) or 'none'}: slurmctld asks no Lua script",
-            f"put job_submit.lua in place, then in {conf} set JobSubmitPlugins={','.join([*plugins, 'lua'])}; "
-            "then restart slurmctld",
+            f"put job_submit.lua in place, then in {file_of(facts, 'JobSubmitPlugins')} "
+            f"set JobSubmitPlugins={','.join([*plugins, 'lua'])}; then restart slurmctld",
         )
     if not facts.lua_version:
         return skip(name, "which Lua slurmctld has cannot be seen from here", "run tapfinger doctor as root")
@@ -180,7 +180,7 @@ ALL = (plugin, script, module, site, wake, hook_file)
 
 def _install_script(facts: Facts, hook: Hook) -> str:
     plugins = settings_of(facts.asked_config.text).get("JobSubmitPlugins", "")
-    if "lua" in plugins.split(",") and hook.module.entry is not None:
+    if asks_lua(plugins.split(",")) and hook.module.entry is not None:
         # It is asked for and not there: slurmctld goes on with what it has loaded, and would not start again.
         return f"cp {hook_files.LUA / hook_files.SCRIPT} {hook.script.path}; chmod 0644 {hook.script.path}"
     return INSTALL

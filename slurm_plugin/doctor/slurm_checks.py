@@ -4,7 +4,7 @@ import re
 
 from slurm_plugin import versions
 from slurm_plugin.doctor.check import Check, fail, needed_to_enforce, ok, skip, warn
-from slurm_plugin.doctor.facts import Facts, logged_s, settings_of
+from slurm_plugin.doctor.facts import Facts, file_of, logged_s, settings_of
 
 LONGEST_SCHED_INTERVAL_S = 10
 _DEFAULT_SCHED_INTERVAL_S = 60
@@ -117,7 +117,7 @@ def scheduler(facts: Facts) -> Check:
         return ok(name, f"sched_interval={interval_s}, batch_sched_delay=0")
     kept = [word for word in words if word.partition("=")[0] not in ("sched_interval", "batch_sched_delay", "defer")]
     right = ",".join(["batch_sched_delay=0", "sched_interval=5" if late else f"sched_interval={interval_s}", *kept])
-    fix = f"in {settings.get('SLURM_CONF')} set SchedulerParameters={right}; then: scontrol reconfigure"
+    fix = f"in {file_of(facts, 'SchedulerParameters')} set SchedulerParameters={right}; then: scontrol reconfigure"
     if late:
         return needed_to_enforce(facts.config, name, "; ".join(wrong), fix)
     return warn(name, "; ".join(wrong), fix)
@@ -129,13 +129,13 @@ def selection(facts: Facts) -> Check:
     settings = settings_of(facts.asked_config.text)
     if not settings:
         return skip(name, facts.asked_config.why)
-    kind, conf = settings.get("SelectType", ""), settings.get("SLURM_CONF")
+    kind = settings.get("SelectType", "")
     if not kind.endswith("cons_tres"):
         return needed_to_enforce(
             facts.config,
             name,
             f"SelectType={kind}: amounts cannot be set job by job",
-            f"in {conf} set SelectType=select/cons_tres; then restart slurmctld and slurmd",
+            f"in {file_of(facts, 'SelectType')} set SelectType=select/cons_tres; then restart slurmctld and slurmd",
         )
     if facts.state is not None and any(node.capacity.gpus for node in facts.state.nodes):
         counted = settings.get("AccountingStorageTRES", "")
@@ -144,7 +144,8 @@ def selection(facts: Facts) -> Check:
             return warn(
                 name,
                 "AccountingStorageTRES lacks gres/gpu: accounting shows no GPUs, and traces learn nothing of them",
-                f"in {conf} set AccountingStorageTRES={','.join(_own_tres(counted))}; then restart slurmctld",
+                f"in {file_of(facts, 'AccountingStorageTRES')} set "
+                f"AccountingStorageTRES={','.join(_own_tres(counted))}; then restart slurmctld",
             )
     memory = settings.get("SelectTypeParameters", "").upper()
     if "MEMORY" not in memory:
@@ -159,12 +160,11 @@ def accounting(facts: Facts) -> Check:
     if not settings:
         return skip(name, facts.asked_config.why)
     age_s = _number(settings.get("MinJobAge", "").split(" ")[0], 300)
-    conf = settings.get("SLURM_CONF")
     if age_s < LEAST_MIN_JOB_AGE_S:
         return warn(
             name,
             f"MinJobAge is {age_s} s: Slurm forgets ended jobs before the agent has asked how they ended",
-            f"in {conf} set MinJobAge=300; then: scontrol reconfigure",
+            f"in {file_of(facts, 'MinJobAge')} set MinJobAge=300; then: scontrol reconfigure",
         )
     if "slurmdbd" not in settings.get("AccountingStorageType", ""):
         return ok(name, "no slurmdbd: classes are learned from what the agent sees end, not from sacct")
@@ -174,7 +174,7 @@ def accounting(facts: Facts) -> Check:
         return warn(
             name,
             "AccountingStoreFlags lacks job_comment: what jobs declare is not in accounting",
-            f"in {conf} set AccountingStoreFlags={both}; then: scontrol reconfigure",
+            f"in {file_of(facts, 'AccountingStoreFlags')} set AccountingStoreFlags={both}; then: scontrol reconfigure",
         )
     return ok(name, "slurmdbd, with the comments of jobs")
 

@@ -5,10 +5,10 @@ undone. Files are put in their place whole or not at all, and never over a file 
 """
 
 import contextlib
+import fcntl
 import grp
 import os
 import pwd
-import re
 import shutil
 import stat
 import subprocess
@@ -33,10 +33,10 @@ from slurm_plugin.install.steps import (
     ancestors,
     digest,
 )
+from slurm_plugin.slurm_conf import asks_lua, settings_in
 from tapfinger_hpc.errors import InstallError
 
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_CALLS_LUA = re.compile(r"^[ \t]*JobSubmitPlugins[ \t]*=[^#\n]*\blua\b", re.IGNORECASE | re.MULTILINE)
 _TIMEOUT_S = 180.0
 """systemctl waits for services to end."""
 
@@ -164,6 +164,25 @@ class Ledger:
         _put(self._tree.at(self._path), text, 0o600, (-1, -1), replaces=True)
 
 
+@contextlib.contextmanager
+def alone(tree: Tree) -> Iterator[None]:
+    """While nobody else installs or uninstalls in this tree. The lock is on its folder, and leaves nothing behind.
+
+    Raises:
+        InstallError: somebody does.
+    """
+    root = tree.at("/")
+    try:
+        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise InstallError(f"{root}: {error.strerror}; --root names a folder that is there") from error
+    try:
+        _lock(folder, root)
+        yield
+    finally:
+        os.close(folder)
+
+
 def carry_out(steps: Iterable[Step], tree: Tree, ledger: Ledger, run: Runner) -> None:
     """Takes the steps in order.
 
@@ -201,8 +220,9 @@ def take_back(tree: Tree, ledger: Ledger, run: Runner) -> tuple[str, ...]:
     return tuple(failed)
 
 
-def still_called(tree: Tree, record: Record) -> Path | None:
-    """The slurm.conf for which slurmctld loads a job_submit.lua of ours; None where none does.
+def still_called(tree: Tree, record: Record) -> str:
+    """The file, slurm.conf or one that it includes, for which slurmctld loads a job_submit.lua of ours; "" where none
+    does.
 
     Without the script it goes on with the one it has, but does not start again ("failed to initialize job_submit
     plugin").
@@ -214,9 +234,10 @@ def still_called(tree: Tree, record: Record) -> Path | None:
         conf = script.with_name("slurm.conf")
         if not script.exists() or not conf.exists() or _keeps(entry, tree, record):
             continue
-        if _CALLS_LUA.search(conf.read_text(encoding="utf-8", errors="replace")):
-            return conf
-    return None
+        plugins = settings_in(conf, tree.at).get("jobsubmitplugins")
+        if plugins and asks_lua(plugins.value.split(",")):
+            return plugins.file
+    return ""
 
 
 def undoing(tree: Tree, ledger: Ledger) -> tuple[str, ...]:
@@ -233,6 +254,16 @@ def runner(slurm: Runner) -> Runner:
         return slurm(argv) if argv[0] in ("scontrol", "sacctmgr") else _run_program(argv)
 
     return run
+
+
+def _lock(folder: int, root: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InstallError(
+            f"nothing was changed: another tapfinger install or uninstall is at work in {root} (lslocks names it); "
+            "run this again when it has ended"
+        ) from error
 
 
 # Doing.

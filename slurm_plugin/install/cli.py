@@ -1,5 +1,6 @@
 """The commands ``install`` and ``uninstall``."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -31,17 +32,41 @@ def install(root: Path | None, dry_run: bool, yes: bool) -> None:
     after an update or when nodes have changed.
     """
     # Only here, so that the other commands start quickly.
+    from slurm_plugin.install import carry
+
+    tree = carry.Tree(_absolute(root))
+    with contextlib.nullcontext() if dry_run else carry.alone(tree):
+        _install(tree, _absolute(root), dry_run=dry_run, yes=yes)
+
+
+@click.command()
+@_ROOT
+@_DRY_RUN
+@_YES
+def uninstall(root: Path | None, dry_run: bool, yes: bool) -> None:
+    """Take back all that `tapfinger install` did, also one that was cut short.
+
+    With the journal, the learned classes and the configuration. Files that were edited since stay, unless they lie in
+    folders that are ours alone. Exit status 1 where something could not be undone; it can be run again then.
+    """
+    from slurm_plugin.install import carry
+
+    tree = carry.Tree(_absolute(root))
+    with contextlib.nullcontext() if dry_run else carry.alone(tree):
+        _uninstall(tree, dry_run=dry_run, yes=yes)
+
+
+def _install(tree, root: Path, *, dry_run: bool, yes: bool) -> None:
     from slurm_plugin.commands import SlurmCommands
     from slurm_plugin.install import carry, plan, site
     from slurm_plugin.install.paths import Paths
     from slurm_plugin.install.steps import Command
 
-    tree = carry.Tree(_absolute(root))
     ledger = carry.Ledger(tree, Paths.of(configuration.Config()).record)
     there = tree.at(str(configuration.DEFAULT_PATH))
     config = configuration.load(there) if there.exists() else None
     run = carry.runner(SlurmCommands.from_config((config or configuration.Config()).slurm))
-    found = site.unasked(_absolute(root)) if tree.elsewhere else site.survey(run, config or configuration.Config())
+    found = site.unasked(root) if tree.elsewhere else site.survey(run, config or configuration.Config())
     config = config or plan.first_config(found)
     paths = Paths.of(config)
     program = _program()
@@ -66,21 +91,11 @@ def install(root: Path | None, dry_run: bool, yes: bool) -> None:
     _say("left to you", plan.by_hand(found, planned, ledger.record, program, paths.config))
 
 
-@click.command()
-@_ROOT
-@_DRY_RUN
-@_YES
-def uninstall(root: Path | None, dry_run: bool, yes: bool) -> None:
-    """Take back all that `tapfinger install` did, also one that was cut short.
-
-    With the journal, the learned classes and the configuration. Files that were edited since stay, unless they lie in
-    folders that are ours alone. Exit status 1 where something could not be undone; it can be run again then.
-    """
+def _uninstall(tree, *, dry_run: bool, yes: bool) -> None:
     from slurm_plugin.commands import SlurmCommands
     from slurm_plugin.install import carry
     from slurm_plugin.install.paths import Paths
 
-    tree = carry.Tree(_absolute(root))
     ledger = carry.Ledger(tree, Paths.of(configuration.Config()).record)
     if not ledger.record.entries:
         click.echo("nothing is installed: there is no record of an installation here")

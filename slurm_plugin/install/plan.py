@@ -11,6 +11,7 @@ from slurm_plugin.install import hook, units
 from slurm_plugin.install.paths import CLASSES, Paths
 from slurm_plugin.install.site import DEFAULT_CONF, SERVICE_USER, Site
 from slurm_plugin.install.steps import Command, File, Folder, MadeFile, MadeFolder, Record, Step, ancestors, digest
+from slurm_plugin.slurm_conf import asks_lua
 from tapfinger_hpc import config_text
 from tapfinger_hpc.config import Config
 
@@ -317,16 +318,17 @@ def _hook_files(site: Site) -> tuple[File, ...]:
 def _slurm_conf_lines(site: Site) -> Iterator[str]:
     if site.elsewhere:
         return
-    lines = []
-    if "lua" not in site.submit_plugins:
-        lines.append(f"  JobSubmitPlugins={','.join((*site.submit_plugins, 'lua'))}")
+    wanted = {}
+    if not asks_lua(site.submit_plugins):
+        wanted["JobSubmitPlugins"] = ",".join((*site.submit_plugins, "lua"))
     given = dict(parameter.partition("=")[::2] for parameter in site.scheduler_parameters)
     if any(given.get(name) != value for name, value in WANTED_PARAMETERS.items()):
         kept = [one for one in site.scheduler_parameters if one.partition("=")[0] not in WANTED_PARAMETERS]
         parameters = [*kept, *(f"{name}={value}" for name, value in WANTED_PARAMETERS.items())]
-        lines.append(f"  SchedulerParameters={','.join(parameters)}")
-    if lines:
-        yield "\n".join((f"in {site.slurm_conf}, before agent.mode becomes enforce, then restart slurmctld:", *lines))
+        wanted["SchedulerParameters"] = ",".join(parameters)
+    for file in dict.fromkeys(map(site.file_of, wanted)):
+        lines = [f"  {key}={value}" for key, value in wanted.items() if site.file_of(key) == file]
+        yield "\n".join((f"in {file}, before agent.mode becomes enforce, then restart slurmctld:", *lines))
 
 
 def _starting(site: Site, plan: Plan, program: str, config_file: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from slurm_plugin.commands import Runner
 from slurm_plugin.hookconf import HookPartition
 from slurm_plugin.install import hook
 from slurm_plugin.install.units import ENABLED
+from slurm_plugin.slurm_conf import settings_in
 from tapfinger_hpc.config import Config
 from tapfinger_hpc.errors import SlurmError
 from tapfinger_hpc.state import Node, Partition
@@ -40,6 +41,8 @@ class Site(msgspec.Struct, frozen=True):
     """This machine."""
     submit_plugins: tuple[str, ...] = ()
     scheduler_parameters: tuple[str, ...] = ()
+    stand_in: Mapping[str, str] = {}
+    """The file of each setting of slurm.conf, by key in small letters: itself, or one that it includes."""
     partitions: tuple[HookPartition, ...] = ()
     job_submit: str | None = None
     """Text of the job_submit.lua that is there."""
@@ -60,6 +63,10 @@ class Site(msgspec.Struct, frozen=True):
     @property
     def slurm_folder(self) -> str:
         return str(Path(self.slurm_conf).parent)
+
+    def file_of(self, key: str) -> str:
+        """Where this setting stands, or is to stand."""
+        return self.stand_in.get(key.lower(), self.slurm_conf)
 
     @property
     def agent_user(self) -> str:
@@ -104,6 +111,7 @@ def survey(run: Runner, config: Config) -> Site:
         host=socket.gethostname().partition(".")[0],
         submit_plugins=_listed(settings.get("JobSubmitPlugins", "")),
         scheduler_parameters=_listed(settings.get("SchedulerParameters", "")),
+        stand_in={key: setting.file for key, setting in settings_in(slurm_conf).items()},
         partitions=_partitions(run, config),
         job_submit=script.read_text(encoding="utf-8", errors="surrogateescape") if script.exists() else None,
         modules_folder=(slurm_conf.parent / hook.MODULES_FOLDER).is_dir(),
