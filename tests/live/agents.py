@@ -28,6 +28,9 @@ from tapfinger_hpc.wire import DecideResponse, PolicyInfo
 USER = "nobody"
 PRIMED = "tapfinger gpus=0-4 cpus=1-16 mem=1G-32G"
 
+COMPILING_S = 200
+"""A server that is the first with a policy compiles it: half a minute on a core of its own, minutes on a busy one."""
+
 REPORT = """#!/bin/bash
 echo batch cpus=$SLURM_CPUS_ON_NODE gpus=${SLURM_GPUS_ON_NODE:-0} node=$SLURMD_NODENAME
 srun --ntasks=1 bash -c 'echo step gpus=$(echo $CUDA_VISIBLE_DEVICES | tr , "\\n" | grep -c .)'
@@ -195,6 +198,17 @@ def hook_mode(box: Sandbox) -> str:
         return ""
 
 
+def in_charge(box: Sandbox, *processes: subprocess.Popen[bytes]) -> None:
+    """Waits until the agent has its server's answers; the test fails at once where one of these processes ends."""
+
+    def leads() -> bool:
+        ended = [each.args for each in processes if each.poll() is not None]
+        assert not ended, f"it ended: {ended}"
+        return hook_mode(box) == "enforce"
+
+    soon(leads, "the agent to be in charge", timeout_s=COMPILING_S)
+
+
 def write_toml(path: Path, sections: Mapping[str, Mapping[str, object]]) -> Path:
     """A tapfinger.toml of these values."""
     lines = []
@@ -235,6 +249,13 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def from_now_on() -> int:
+    """The next second, once it has come: nothing in accounting that ends since then is of the test before."""
+    begun_s = int(time.time()) + 1
+    time.sleep(max(0.0, begun_s - time.time()))
+    return begun_s
 
 
 def soon(predicate: Callable[[], object], what: str, timeout_s: float = 20) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from agents import (
+    COMPILING_S,
     PRIMED,
     USER,
     LiveAgent,
@@ -18,6 +19,7 @@ from agents import (
     command,
     gpus_come_and_go,
     hook_mode,
+    in_charge,
     is_running,
     live_agent,
     process,
@@ -535,10 +537,10 @@ def test_an_agent_that_ends_leaves_nothing_pinned(cluster: Sandbox, tmp_path: Pa
 def test_agent_and_server_place_jobs_and_say_so(cluster: Sandbox, tmp_path: Path) -> None:
     toml = toml_for(cluster, tmp_path)
     with (
-        process(cluster, "serve", "--config", str(toml), "--policy", "price", log=tmp_path / "serve.log"),
+        process(cluster, "serve", "--config", str(toml), "--policy", "price", log=tmp_path / "serve.log") as serve,
         process(cluster, "agent", "--config", str(toml), log=tmp_path / "agent.log") as agent,
     ):
-        soon(lambda: hook_mode(cluster) == "enforce", (tmp_path / "agent.log").read_text(), timeout_s=60)
+        in_charge(cluster, serve, agent)
         jobs = [
             cluster.submit("sleep 2", "--comment=tapfinger gpus=1-4 cpus=1-8 class=demo", "--gpus=2", as_user=USER)
             for _ in range(4)
@@ -577,7 +579,7 @@ def test_one_look_is_enough_to_see_what_would_be_done(cluster: Sandbox, tmp_path
     cluster.wait_state(blocker, "RUNNING")
     job_id = cluster.submit("true", f"--comment={PRIMED}", "--gpus=1", "-p", "pa")
     with process(cluster, "serve", "--config", str(toml), "--policy", "price", log=tmp_path / "serve.log"):
-        soon(lambda: "policy price" in (tmp_path / "serve.log").read_text(), "the server", timeout_s=60)
+        soon(lambda: "policy price" in (tmp_path / "serve.log").read_text(), "the server", timeout_s=COMPILING_S)
         once = command(cluster, "agent", "--once", "--config", str(toml))
     assert once.returncode == 0, once.stderr
     assert "policy price let it wait" in command(cluster, "explain", str(job_id), "--config", str(toml)).stdout

@@ -1,9 +1,9 @@
 """The real sacct of a real slurmdbd: what ran is collected, converted, and is what was asked for."""
 
-import time
 from pathlib import Path
 
 import pytest
+from agents import from_now_on
 from click.testing import CliRunner
 
 from slurm_plugin.accounting import collect
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slurm
 
 @pytest.mark.core
 def test_jobs_that_ran_come_back_from_accounting(cluster: Sandbox, tmp_path: Path):
-    begun_s = int(time.time()) - 5
+    begun_s = from_now_on()
     odd = "a | name\nover two lines"
     plain = cluster.submit(
         "sleep 3", "--comment=tapfinger class=resnet gpus=1-2", "-c2", "--gres=gpu:1", "--mem=2G", "-t7"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agents import PRIMED, command, hook_mode, process, soon, toml_for
+from agents import PRIMED, command, hook_mode, in_charge, process, soon, toml_for
 
 from slurm_plugin.sandbox import Sandbox
 from slurm_plugin.sandbox.conf import SCHEDULER_PARAMETERS
@@ -73,10 +73,10 @@ def site(cluster: Sandbox, tmp_path: Path) -> Iterator[Site]:
     kept = {path: path.read_bytes() for path in cluster.layout.etc.iterdir()}
     here = Site(cluster, tmp_path)
     with (
-        here.serve(tmp_path / "serve.log"),
-        process(cluster, "agent", "--config", str(here.toml), log=tmp_path / "agent.log"),
+        here.serve(tmp_path / "serve.log") as serve,
+        process(cluster, "agent", "--config", str(here.toml), log=tmp_path / "agent.log") as agent,
     ):
-        soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
+        in_charge(cluster, serve, agent)
         here.is_well()
         try:
             yield here
@@ -156,14 +156,14 @@ def test_a_script_that_slurmctld_cannot_read_is_found_in_its_log(site: Site) -> 
 
 def test_a_server_that_is_down_is_found_and_its_agent_said_to_be_degraded(cluster: Sandbox, tmp_path: Path) -> None:
     site = Site(cluster, tmp_path)
-    with process(cluster, "agent", "--config", str(site.toml), log=tmp_path / "agent.log"):
+    with process(cluster, "agent", "--config", str(site.toml), log=tmp_path / "agent.log") as agent:
         soon(lambda: hook_mode(cluster) == "degraded", "the agent to miss its server", timeout_s=60)
         assert "tapfinger serve" in site.finds("server", "No such file")
         assert "tapfinger serve" in site.finds("server socket", "No such file")
         site.finds("agent", "degraded")
         site.finds("dry decision", "the server does not answer")
-        with site.serve(tmp_path / "serve.log"):
-            soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
+        with site.serve(tmp_path / "serve.log") as serve:
+            in_charge(cluster, serve, agent)
             site.is_well()
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agents import PRIMED, LiveAgent, command, hook_mode, is_running, live_agent, process, soon, toml_for
+from agents import PRIMED, LiveAgent, command, hook_mode, in_charge, is_running, live_agent, process, soon, toml_for
 
 from slurm_plugin.sandbox import Sandbox
 from tapfinger_hpc.state import Resources
@@ -33,7 +33,7 @@ def test_leased_jobs_start_by_themselves_with_what_was_asked_whoever_is_killed(
         process(cluster, "serve", "--config", str(toml), "--policy", "price", log=tmp_path / "serve.log") as serve,
         process(cluster, "agent", "--config", str(toml), log=tmp_path / "agent.log") as agent,
     ):
-        soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
+        in_charge(cluster, serve, agent)
         jobs = [cluster.submit("sleep 1", f"--comment={PRIMED}", "--gpus=2", "-c3", "--mem=4G") for _ in range(5)]
         array = cluster.submit("sleep 1", f"--comment={PRIMED}", "--array=0-2", "--gpus=2", "-c3", "--mem=4G")
         first = cluster.job(jobs[0])["EligibleTime"]
@@ -64,7 +64,7 @@ def test_after_both_came_back_jobs_are_placed_again(cluster: Sandbox, tmp_path: 
             process(cluster, "serve", "--config", str(toml), "--policy", "min", log=tmp_path / "serve.log") as serve,
             process(cluster, "agent", "--config", str(toml), log=tmp_path / "agent.log") as agent,
         ):
-            soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
+            in_charge(cluster, serve, agent)
             job_id = cluster.submit("sleep 1", f"--comment={PRIMED}", "--gpus=2", "-c4")
             cluster.wait_state(job_id, "COMPLETED")
             assert _was_placed(cluster, toml, job_id), round_number
@@ -157,10 +157,10 @@ def test_a_job_number_that_is_used_again_never_gets_the_old_jobs_placement(clust
 def test_a_dead_slurmctld_is_waited_for(cluster: Sandbox, tmp_path: Path) -> None:
     toml = toml_for(cluster, tmp_path)
     with (
-        process(cluster, "serve", "--config", str(toml), "--policy", "min", log=tmp_path / "serve.log"),
+        process(cluster, "serve", "--config", str(toml), "--policy", "min", log=tmp_path / "serve.log") as serve,
         process(cluster, "agent", "--config", str(toml), log=tmp_path / "agent.log") as agent,
     ):
-        soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
+        in_charge(cluster, serve, agent)
         cluster.stop_slurmctld()
         soon(lambda: hook_mode(cluster) == "degraded", "the agent to notice", timeout_s=60)
         cluster.start_slurmctld()
@@ -177,10 +177,10 @@ def test_a_broken_journal_does_not_stop_the_agent(cluster: Sandbox, tmp_path: Pa
     toml = toml_for(cluster, tmp_path)
     (tmp_path / "journal.sqlite").write_bytes(os.urandom(20_000))
     with (
-        process(cluster, "serve", "--config", str(toml), "--policy", "min", log=tmp_path / "serve.log"),
-        process(cluster, "agent", "--config", str(toml), log=tmp_path / "agent.log"),
+        process(cluster, "serve", "--config", str(toml), "--policy", "min", log=tmp_path / "serve.log") as serve,
+        process(cluster, "agent", "--config", str(toml), log=tmp_path / "agent.log") as agent,
     ):
-        soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
+        in_charge(cluster, serve, agent)
         job_id = cluster.submit("true", f"--comment={PRIMED}", "--gpus=2")
         cluster.wait_state(job_id, "COMPLETED")
         assert _was_placed(cluster, toml, job_id)

@@ -397,8 +397,12 @@ def test_a_user_cannot_start_a_leased_job_but_can_do_everything_else_with_it(clu
     told = refused.stderr + (cluster.layout.log / "slurmctld.log").read_text()
     assert "StartTime of this job belongs to tapfinger" in told
 
-    for change in ("TimeLimit=5", "NumCPUs=2", "Comment=later", "Nice=10", "Partition=pb"):
+    for change in ("TimeLimit=5", "NumCPUs=2", "Comment=later", "Nice=10"):
         cluster.run("scontrol", "update", f"jobid={job_id}", change, as_user=USER)
+    # 24.11 itself refuses this now and then where there is no association (docs/compatibility.md).
+    moving = ("scontrol", "update", f"jobid={job_id}", "Partition=pb")
+    cluster.wait_for(lambda: cluster.run(*moving, as_user=USER, check=False).returncode == 0, what="Partition=pb")
+    assert cluster.job(job_id)["Partition"] == "pb"
     cluster.run("scontrol", "hold", str(job_id), as_user=USER)
     cluster.run("scontrol", "release", str(job_id), as_user=USER)
     cluster.run("scancel", str(job_id), as_user=USER)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from agents import PRIMED, command, hook_mode, process, soon, toml_for
+from agents import PRIMED, command, in_charge, process, soon, toml_for
 
 from slurm_plugin.journal import Journal
 from slurm_plugin.sandbox import Sandbox
@@ -26,10 +26,10 @@ def test_one_decision_is_found_in_every_log_under_the_same_names(cluster: Sandbo
     slurm_log = cluster.layout.log / "slurmctld.log"
     before = len(slurm_log.read_text())
     with (
-        process(cluster, "serve", "--config", str(toml), "--policy", "fifo", log=serve_log),
-        process(cluster, "agent", "--config", str(toml), log=agent_log),
+        process(cluster, "serve", "--config", str(toml), "--policy", "fifo", log=serve_log) as serve,
+        process(cluster, "agent", "--config", str(toml), log=agent_log) as agent,
     ):
-        soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
+        in_charge(cluster, serve, agent)
         job_id = str(cluster.submit("sleep 3", f"--comment={PRIMED}", "--gpus=1", "-c2", "--mem=2G"))
         record = cluster.wait_state(job_id, "RUNNING", "COMPLETED")
         soon(lambda: "started" in agent_log.read_text(), "the agent to see it run")

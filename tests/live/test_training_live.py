@@ -11,7 +11,10 @@ from safetensors.torch import load
 from slurm_plugin.sandbox import Sandbox
 from tapfinger_hpc import checkpoint
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+LONGEST_S = 400
+"""Half a minute where each rank has a core of its own, minutes where both share a busy one."""
 
 
 def test_two_ranks_under_srun_train_one_network(cluster: Sandbox) -> None:
@@ -22,8 +25,9 @@ def test_two_ranks_under_srun_train_one_network(cluster: Sandbox) -> None:
             f"train --scenario synthetic-3 --iterations 2 --out {out}"
         )
         job = cluster.submit(train, "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1")
-        cluster.wait_state(job, "COMPLETED", timeout_s=200)
+        ended = cluster.wait_state(job, "COMPLETED", "FAILED", timeout_s=LONGEST_S)
         said = log.read_text() if log.exists() else "(no output)"
+        assert ended["JobState"] == "COMPLETED", said
         assert (out / checkpoint.DESCRIPTION).exists(), said
         trained = checkpoint.load(out)[1].training
         assert (trained.workers, trained.iterations) == (2, 2), said
@@ -40,5 +44,5 @@ def test_a_lone_step_under_srun_trains_alone(cluster: Sandbox) -> None:
         out = Path(folder) / "trained"
         train = f"srun {sys.executable} -m tapfinger_hpc.cli train --scenario synthetic-3 --iterations 1 --out {out}"
         job = cluster.submit(train)
-        cluster.wait_state(job, "COMPLETED", timeout_s=200)
+        cluster.wait_state(job, "COMPLETED", timeout_s=LONGEST_S)
         assert checkpoint.load(out)[1].training.workers == 1

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agents import PRIMED, USER, command, hook_mode, is_running, process, soon, toml_for
+from agents import PRIMED, USER, command, from_now_on, in_charge, is_running, process, toml_for
 
 from slurm_plugin.client import PolicyClient
 from slurm_plugin.sandbox import Sandbox
@@ -27,7 +27,7 @@ def done(box: Sandbox, *words: str, timeout_s: float = 60, codes: tuple[int, ...
 
 
 def test_the_jobs_that_ran_make_the_policy_that_decides_the_next(cluster: Sandbox, tmp_path: Path) -> None:
-    begun_s = int(time.time()) - 1
+    begun_s = from_now_on()
     wanted: set[str] = set()
     for _ in range(WAVES):
         for cpus, seconds in SHAPES.items():
@@ -64,10 +64,10 @@ def test_the_jobs_that_ran_make_the_policy_that_decides_the_next(cluster: Sandbo
     text = toml.read_text().replace("[server]", f'[server]\ncheckpoint = "{weights}"')
     toml.write_text(text.replace("[agent]", f'[agent]\nclasses_file = "{classes}"'))
     with (
-        process(cluster, "serve", "--config", str(toml), log=tmp_path / "serve.log"),
-        process(cluster, "agent", "--config", str(toml), log=tmp_path / "agent.log"),
+        process(cluster, "serve", "--config", str(toml), log=tmp_path / "serve.log") as serve,
+        process(cluster, "agent", "--config", str(toml), log=tmp_path / "agent.log") as agent,
     ):
-        soon(lambda: hook_mode(cluster) == "enforce", "the agent to be in charge", timeout_s=60)
+        in_charge(cluster, serve, agent)
         like_them = (f"--comment={PRIMED} class=naps", "-c2", "--gres=gpu:1", "--mem=2G")
         next_one = cluster.submit("sleep 5", *like_them, as_user=USER)
         cluster.wait_for(lambda: is_running(cluster, next_one), timeout_s=60, what="the next job to run")
