@@ -19,8 +19,6 @@ from tapfinger_hpc import __version__
 ROOT = Path(__file__).parents[1]
 NAME = "tapfinger-hpc"
 HOME = "usr/lib/tapfinger"
-MAINTAINER = "TapFinger-HPC maintainers <maintainers@tapfinger-hpc.example>"
-"""Where neither DEBFULLNAME nor DEBEMAIL says who builds it."""
 PLACES = {"share/zsh/site-functions/": "share/zsh/vendor-completions/"}
 """Where Debian wants what other systems have elsewhere."""
 _UNUSED = ("bin", "numba/tests", "numba/cuda/tests", "llvmlite/tests")
@@ -145,8 +143,12 @@ def _control(tree: Path, version: str) -> None:
 
 
 def _maintainer() -> str:
+    """Who made the last commit, as its time is that of all files, where DEBFULLNAME and DEBEMAIL name nobody."""
     name, address = os.environ.get("DEBFULLNAME"), os.environ.get("DEBEMAIL")
-    return f"{name} <{address}>" if name and address else MAINTAINER
+    if name and address:
+        return f"{name} <{address}>"
+    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%an <%ae>"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _architecture() -> str:

@@ -153,10 +153,15 @@ def test_the_same_sources_give_the_same_wheel_and_bundle(made, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not here")
-def test_the_same_wheels_give_the_same_deb_and_lintian_accepts_it(made, tmp_path):
+def test_the_same_wheels_give_the_same_deb_and_lintian_accepts_it(made, tmp_path, monkeypatch):
+    for name in ("DEBFULLNAME", "DEBEMAIL"):
+        monkeypatch.delenv(name, raising=False)
     texts = build.pages(EPOCH_S)
     one, other = (deb.build(tmp_path / name, HERE, made[1], texts, EPOCH_S) for name in ("a", "b"))
     assert one.read_bytes() == other.read_bytes()
+    fields = subprocess.run(["dpkg-deb", "--field", one, "Maintainer"], capture_output=True, text=True, check=True)
+    log = subprocess.run(["git", "-C", build.ROOT, "log", "-1", "--format=%an <%ae>"], capture_output=True, text=True)
+    assert fields.stdout == log.stdout
     subprocess.run(["dpkg-deb", "--extract", one, tmp_path / "tree"], check=True)
     page = (tmp_path / "tree/usr/share/man/man1/tapfinger.1.gz").read_bytes()
     assert gzip.decompress(page).decode() == texts[build.MANPAGE]
