@@ -15,6 +15,8 @@ from tapfinger_hpc import log
 from tapfinger_hpc.config import ServerConfig
 from tapfinger_hpc.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path), help="tapfinger.toml [/etc/tapfinger]")
@@ -55,6 +57,9 @@ def _serve(config: ServerConfig) -> None:
         from policy_server.serving import Serving
 
         placer = load_placer(config)
+        if compiled.nothing_yet():
+            why = "nothing is compiled yet: that takes a minute of one core, once"
+            log.event(logger, logging.INFO, "compiling", policy=config.policy, why=why)
         placer.warm_up(EXAMPLE_STATE)
         apps = []
         addresses = []

@@ -7,6 +7,7 @@ a home, and a package that root installed. What is kept is code that will run, s
 import logging
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import MutableMapping
 from contextlib import ExitStack
@@ -42,6 +43,12 @@ def settle(
         )
         folder = Path(temporary)
     environment[NUMBA_CACHE_DIR] = str(folder)
+
+
+def nothing_yet() -> bool:
+    """Whether what was imported has to be compiled first."""
+    numba = sys.modules.get("numba")
+    return numba is not None and not any(Path(numba.config.CACHE_DIR or PACKAGE).rglob("*.nbi"))
 
 
 def _can_write(folder: Path) -> bool:

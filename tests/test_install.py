@@ -447,6 +447,13 @@ def test_folders_go_where_an_existing_configuration_says():
     assert "ReadWritePaths=-/run/tapfinger -/srv/tf -/srv/c\n" in service
 
 
+def test_a_folder_that_is_to_be_written_is_not_read_only_too():
+    chosen = msgspec.convert({"agent": {"hook_file": "/run/hook"}}, Config)
+    service = units.units(Paths.of(chosen), chosen, user="u", group="g", program="/p")["tapfinger-agent.service"]
+    assert "ReadWritePaths=-/run -/run/tapfinger " in service
+    assert "ReadOnlyPaths" not in service
+
+
 @pytest.mark.parametrize("name", ["serve", "agent", "janitor", "learn"])
 def test_every_service_is_hardened_and_gives_way_to_slurmctld(name):
     paths = Paths.of(Config())
@@ -455,6 +462,7 @@ def test_every_service_is_hardened_and_gives_way_to_slurmctld(name):
         assert line in service
     assert f"ExecStart=/p {name} --config /etc/tapfinger/tapfinger.toml" in service
     assert "OOMScoreAdjust=500" in service
+    assert "ReadOnlyPaths=/run" in service
 
 
 @pytest.mark.slow

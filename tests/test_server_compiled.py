@@ -84,10 +84,13 @@ def test_a_server_whose_package_cannot_be_written_answers_and_keeps_what_it_comp
         cwd=tmp_path,
         env=environment | {"PYTHONPATH": str(tmp_path), "HOME": "/nowhere"},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     try:
         assert server.stdout is not None
+        assert server.stderr is not None
+        assert "event=compiling policy=price" in server.stderr.readline()
         assert server.stdout.readline().startswith("policy price (ok)")
     finally:
         server.terminate()

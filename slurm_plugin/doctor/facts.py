@@ -9,7 +9,9 @@ import os
 import re
 import sqlite3
 import time
+from collections.abc import Iterator
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -27,7 +29,7 @@ from slurm_plugin.journal import Journal, JournalError
 from slurm_plugin.naming import Names
 from slurm_plugin.slurm_conf import settings_in
 from tapfinger_hpc import __version__
-from tapfinger_hpc.config import Config
+from tapfinger_hpc.config import DEFAULT_PATH, Config
 from tapfinger_hpc.decision import guard_all
 from tapfinger_hpc.errors import ServerError, SlurmError
 from tapfinger_hpc.state import ClusterState, PendingJob, Resources
@@ -137,6 +139,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     server_socket: Place
     server: Health | None
     server_why: str
+    server_starts: bool = False
+    """It runs on this machine, and has not opened its sockets yet."""
     policy: PolicyDescription | None
     journal: JournalFacts
     mounts: tuple[tuple[str, str], ...]
@@ -197,6 +201,7 @@ def gather(config: Config, config_path: Path, *, named: bool) -> Facts:
         server_socket=look(config.server.socket),
         server=server,
         server_why=server_why,
+        server_starts=server is None and _serves(config_path),
         policy=policy,
         journal=_journal(Path(config.agent.journal)),
         mounts=mounts(),
@@ -344,6 +349,24 @@ def _server(client: PolicyClient) -> tuple[Health | None, PolicyDescription | No
         return client.health(), client.policy(), ""
     except ServerError as error:
         return None, None, str(error)
+
+
+def _serves(config_path: Path) -> bool:
+    """Whether a server runs on this machine with this configuration, as far as others' processes are shown."""
+    return any(_is_server(words, config_path) for words in _command_lines())
+
+
+def _command_lines() -> Iterator[list[str]]:
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield file.read_text(encoding="utf-8", errors="replace").split("\0")
+
+
+def _is_server(words: list[str], config_path: Path) -> bool:
+    after = dict(pairwise(words))
+    if not any(after.get(word) == "serve" for word in words if word.endswith(("tapfinger", "tapfinger_hpc.cli"))):
+        return False
+    return Path(after.get("--config", str(DEFAULT_PATH))) == config_path
 
 
 def _journal(path: Path) -> JournalFacts:

@@ -10,6 +10,7 @@ LEAST_FREE_MB = 50.0
 LOW_FREE_MB = 500.0
 _OTHERS = 0o007
 _START_SERVER = "systemctl start tapfinger-serve (or: tapfinger serve)"
+_WAIT = "wait: it compiles its policies at its first start, a minute of one core; journalctl -u tapfinger-serve"
 _START_AGENT = "systemctl start tapfinger-agent (or: tapfinger agent)"
 _RESTART_AGENT = "systemctl restart tapfinger-agent (or: end tapfinger agent with SIGTERM, and start it again)"
 
@@ -62,6 +63,8 @@ def server_socket(facts: Facts) -> Check:
         return ok(name, f"none configured: {facts.config.server.tcp} with a token")
     place = facts.server_socket
     if place.entry is None:
+        if facts.server_starts:
+            return fail(name, f"{path} is not there yet: the server starts", _WAIT)
         return fail(name, f"{path}: {place.why}", _START_SERVER)
     if place.entry.kind != "socket":
         return fail(name, f"{path} is a {place.entry.kind}", f"rm {path}, then {_START_SERVER}")
@@ -80,7 +83,7 @@ def server(facts: Facts) -> Check:
     """Whether the server answers, and is of this release."""
     name = "server"
     if facts.server is None:
-        fix = _START_SERVER
+        fix = _WAIT if facts.server_starts else _START_SERVER
         if " 401 " in facts.server_why:
             fix = f"give agent and server the same token: {facts.config.server.token_file}"
         elif "Permission denied" in facts.server_why:

@@ -42,6 +42,8 @@ OOMScoreAdjust=500
 """
 _NO_NEW_CODE = "MemoryDenyWriteExecute=yes\n"
 """Not for the server: it compiles its policies."""
+_ALONE_TOLD = "KillMode=mixed\n"
+"""SIGTERM goes to the agent and not to the scontrol that it waits for: half an update would be left."""
 _THIS_MACHINE_ALONE = "IPAddressDeny=any\nIPAddressAllow=localhost\n"
 
 
@@ -50,10 +52,13 @@ def units(paths: Paths, config: Config, *, user: str, group: str, program: str) 
 
     def service(command: str, *, kind: str, more: str) -> str:
         writable = " ".join(f"-{folder}" for folder in paths.writable)
+        # ProtectKernelTunables and ProtectControlGroups make systemd mount /run anew, where ProtectSystem=strict does
+        # not hold.
+        read_only = "" if "/run" in paths.writable else "ReadOnlyPaths=/run\n"
         return (
             f"\n[Service]\nType={kind}\nUser={user}\nGroup={group}\n"
             f"ExecStart={program} {command} --config {paths.config}\n"
-            f"ReadWritePaths={writable}\n{_GIVES_WAY}{_HARDENED}{more}"
+            f"ReadWritePaths={writable}\n{read_only}{_GIVES_WAY}{_HARDENED}{more}"
         )
 
     return {
@@ -68,7 +73,7 @@ def units(paths: Paths, config: Config, *, user: str, group: str, program: str) 
                 "Wants=tapfinger-serve.service",
                 "After=tapfinger-serve.service munge.service slurmctld.service",
             )
-            + service("agent", kind="exec", more=_NO_NEW_CODE + _restarted(5))
+            + service("agent", kind="exec", more=_NO_NEW_CODE + _ALONE_TOLD + _restarted(5))
             + _WITH_THE_MACHINE
         ),
         "tapfinger-janitor.service": _unit(

@@ -10,9 +10,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import bundles
 import pytest
 
-from release import build
 from slurm_plugin.sandbox import releases
 from slurm_plugin.sandbox.userland import Userland
 from tapfinger_hpc.errors import SandboxError
@@ -20,10 +20,7 @@ from tapfinger_hpc.errors import SandboxError
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
 DEBIAN = Userland("bookworm")
-PYTHON = "3.11"
-"""Debian 12's."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "installing.md"
-EPOCH_S = 1_795_000_000
 
 OUTSIDE = r"""
 mount -t tmpfs tmpfs "$1"
@@ -131,18 +128,11 @@ def debian(release: str) -> Path:
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle; and what starts the cluster, which is no part of what is tried."""
     folder = tmp_path_factory.mktemp("harness")
-    os.environ.setdefault("SOURCE_DATE_EPOCH", str(EPOCH_S))
-    try:
-        ours = build.wheel(folder)
-        house = build.wheelhouse(folder / "house", f"{ours}[server]", PYTHON)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no package index here: {error}")
-    build.bundle(folder, {PYTHON: house}, build.pages(EPOCH_S), EPOCH_S)
+    _, house = bundles.make(folder)
     for name in ("tapfinger_hpc", "click", "msgspec", "rich", "markdown_it", "mdurl", "pygments"):
         with zipfile.ZipFile(next(house.glob(f"{name}*.whl"))) as wheel:
             wheel.extractall(folder / "lib")
     shutil.rmtree(house)
-    shutil.rmtree(folder / "source")
     (folder / "out").mkdir()
     (folder / "inside.sh").write_text(INSIDE.replace("@COMMANDS@", "\n".join(documented())))
     return folder
