@@ -38,14 +38,25 @@ class Differences(msgspec.Struct, frozen=True):
     gpus_come_and_go: bool
     """Whether a waiting job can be left without any GPU. In 24.11 the request vanishes from sight, and the job starts
     with its GPUs all the same: so it must keep one, and a job without must not be given its first."""
+    usage_must_be_there: bool
+    """Whether slurmctld refuses to start where it crashed before it had first written down the usage of associations,
+    which takes it minutes; it starts with -i."""
 
 
 _SINCE: tuple[tuple[Version, Mapping[str, object]], ...] = (
-    (UNKNOWN, {"cgroups_off": "cgroup/v1", "exclusive_words": EXCLUSIVE | {"NO"}, "gpus_come_and_go": True}),
+    (
+        UNKNOWN,
+        {
+            "cgroups_off": "cgroup/v1",
+            "exclusive_words": EXCLUSIVE | {"NO"},
+            "gpus_come_and_go": True,
+            "usage_must_be_there": False,
+        },
+    ),
     # From what release on is not known; better too early.
     ((22, 6), {"gpus_come_and_go": False}),
     ((24, 5), {"cgroups_off": "disabled"}),
-    ((25, 5), {"exclusive_words": EXCLUSIVE}),
+    ((25, 5), {"exclusive_words": EXCLUSIVE, "usage_must_be_there": True}),
     ((26, 5), {"gpus_come_and_go": True}),
 )
 """Release, and what is new from it on."""

@@ -1,10 +1,11 @@
-"""Jobs as pyslurm tells them, recorded beside what squeue said of them at the same moment (22.05)."""
+"""Jobs as pyslurm tells them, recorded beside what squeue said of them at the same moment (22.05 and 24.11)."""
 
 import gzip
 import importlib.metadata
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -13,7 +14,16 @@ from slurm_plugin import parse, pyslurm_jobs, versions
 from slurm_plugin.parse import JobRecord
 from tapfinger_hpc.errors import SlurmError
 
-SAID = json.loads(gzip.decompress((Path(__file__).parent / "data" / "pyslurm-22.05.json.gz").read_bytes()))
+Said = dict[str, Any]
+
+
+def recorded(release: str) -> Said:
+    return json.loads(gzip.decompress((Path(__file__).parent / "data" / f"pyslurm-{release}.json.gz").read_bytes()))
+
+
+@pytest.fixture(params=["22.05", "24.11"])
+def said(request: pytest.FixtureRequest) -> Said:
+    return recorded(request.param)
 
 
 def by_name(records: list[JobRecord]) -> dict[str, JobRecord]:
@@ -24,18 +34,18 @@ def by_name(records: list[JobRecord]) -> dict[str, JobRecord]:
     }
 
 
-def told() -> dict[str, JobRecord]:
-    return by_name(pyslurm_jobs.records(SAID["pyslurm"], {0: "root"}.__getitem__))
+def told(said: Said) -> dict[str, JobRecord]:
+    return by_name(pyslurm_jobs.records(said["pyslurm"], {0: "root"}.__getitem__))
 
 
-def test_every_job_is_what_squeue_says_it_is() -> None:
-    squeue = by_name(list(parse.jobs(SAID["squeue"].encode("latin1")).values()))
+def test_every_job_is_what_squeue_says_it_is(said: Said) -> None:
+    squeue = by_name(list(parse.jobs(said["squeue"].encode("latin1")).values()))
     assert len(squeue) >= 8
-    assert {name: record for name, record in told().items() if name in squeue} == squeue
+    assert {name: record for name, record in told(said).items() if name in squeue} == squeue
 
 
-def test_a_task_that_squeue_hides_among_the_others_is_there_and_not_among_them() -> None:
-    records = {r.job_id: r for r in pyslurm_jobs.records(SAID["pyslurm"], str)}
+def test_a_task_that_squeue_hides_among_the_others_is_there_and_not_among_them(said: Said) -> None:
+    records = {r.job_id: r for r in pyslurm_jobs.records(said["pyslurm"], str)}
     (together,) = [
         r for r in records.values() if r.together and len(r.tasks_together) == 9 and "%" not in r.array_tasks
     ]
@@ -43,10 +53,10 @@ def test_a_task_that_squeue_hides_among_the_others_is_there_and_not_among_them()
     assert records[f"{together.array_id}_4"].cpus_asked == 5
 
 
-def test_jobs_that_have_ended_are_left_out() -> None:
-    states = {job["job_state"] for job in SAID["pyslurm"]}
+def test_jobs_that_have_ended_are_left_out(said: Said) -> None:
+    states = {job["job_state"] for job in said["pyslurm"]}
     assert "COMPLETED" in states
-    assert {record.state for record in told().values()} == {"PD", "R"}
+    assert {record.state for record in told(said).values()} == {"PD", "R"}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,8 @@ def test_pyslurm_serves_the_slurm_that_it_was_built_for(
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pyslurm of 22.05 with the recorded jobs."""
-    library = SimpleNamespace(job=lambda: SimpleNamespace(get=lambda: dict(enumerate(SAID["pyslurm"]))))
+    jobs = recorded("22.05")["pyslurm"]
+    library = SimpleNamespace(job=lambda: SimpleNamespace(get=lambda: dict(enumerate(jobs))))
     monkeypatch.setattr(pyslurm_jobs, "_conf_in_use", None)
     monkeypatch.setenv("SLURM_BITSTR_LEN", "")
     monkeypatch.setattr(pyslurm_jobs, "why_not", lambda running: "" if running == (22, 5) else "it does not fit")
@@ -85,7 +96,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_taken_where_it_fits_and_left_where_not(installed: None) -> None:
     found = pyslurm_jobs.chosen("auto", "/one/slurm.conf", (22, 5))
     assert found is not None
-    assert len(found()) == len(told())
+    assert len(found()) == len(told(recorded("22.05")))
     assert pyslurm_jobs.chosen("auto", "/one/slurm.conf", (24, 11)) is None
     assert pyslurm_jobs.chosen("scontrol", "/one/slurm.conf", (22, 5)) is None
     with pytest.raises(SlurmError, match=r"slurm\.backend is pyslurm, but it does not fit; set it to auto or scontrol"):

@@ -1,6 +1,7 @@
 """Starts and ends the daemons of one sandbox: munged, MariaDB, slurmdbd, slurmctld and a slurmd for each node."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -83,7 +84,7 @@ class Daemons:
     def start_slurmctld(self) -> None:
         """With the state it left, if any; returns when it answers."""
         if not self._find("slurmctld"):
-            self._start("slurmctld", [self._program("slurmctld")])
+            self._start("slurmctld", [self._program("slurmctld"), *self._forgiving()])
         self._wait("slurmctld", lambda: "is UP" in self._ask("scontrol", "ping"))
 
     def start_slurmd(self, node: str) -> None:
@@ -92,13 +93,17 @@ class Daemons:
             self._start(f"slurmd.{node}", [self._program("slurmd"), "-N", node])
 
     def end(self, name: str, with_signal: signal.Signals) -> None:
-        """Ends one and waits for its end; none running is no error."""
-        process = self._find(name)
-        if process and processes.send(process, with_signal):
-            doing = f"sandbox in {self._layout.directory}: waiting for the end of {name}"
-            processes.wait_until(
-                lambda: processes.has_ended(process), doing=doing, log=lambda: self._log(name), timeout_s=_TIMEOUT_S
-            )
+        """Ends one, and whoever takes over from it, and waits for the end; none running is no error."""
+        doing = f"sandbox in {self._layout.directory}: waiting for the end of {name}"
+        while (process := self._find(name)) and processes.send(process, with_signal):
+            ended = functools.partial(processes.has_ended, process)
+            processes.wait_until(ended, doing=doing, log=lambda: self._log(name), timeout_s=_TIMEOUT_S)
+
+    def _forgiving(self) -> tuple[str, ...]:
+        """What has slurmctld start after an early crash, where it would not."""
+        if (self._layout.state / "assoc_usage").exists():
+            return ()
+        return ("-i",) if versions.of(slurm_version(self._userland)).usage_must_be_there else ()
 
     def _start_munged(self) -> None:
         folder = self._layout.munge_socket.parent
@@ -233,8 +238,11 @@ class Daemons:
     def _find(self, name: str) -> processes.Process | None:
         with contextlib.suppress(OSError, ValueError):
             pid = int(self._pid_file(name).read_text(encoding="ascii"))
-            return processes.daemon(pid, self._layout.directory)
-        return None
+            if found := processes.daemon(pid, self._layout.directory):
+                return found
+        # Newer ones hand over to a new process when they are reconfigured, which writes the file when it is ready.
+        program, _, node = name.partition(".")
+        return processes.daemon_called(self._layout.directory, program, *(("-N", node) if node else ()))
 
     def _pid_file(self, name: str) -> Path:
         folders = {"munged": self._layout.munge_socket.parent, "mariadb": self._layout.database}
