@@ -22,22 +22,37 @@ def load_placer(config: ServerConfig) -> Placer:
     """A placer with the configured policy. A checkpoint that cannot be used costs the policy, not the server.
 
     Raises:
-        ConfigError: the policy or the fallback is not known.
+        ConfigError: the policy or the fallback is not known, or the constants cannot be used.
         TapfingerError: the fallback cannot be made either.
     """
-    fallback = registry.make(config.fallback)
+    prices = None
+    if config.constants:
+        from tapfinger_hpc.policies import constants  # needs numba, which fifo and min do not
+
+        prices = constants.read(Path(config.constants))
+    fallback = registry.make(config.fallback, prices=prices)
+    weights = Path(config.checkpoint) if config.checkpoint else None
     try:
-        policy = registry.make(config.policy, checkpoint=Path(config.checkpoint) if config.checkpoint else None)
+        policy = registry.make(config.policy, checkpoint=weights, prices=prices)
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001 - a torn file, weights of another shape, no numba: all end here
         why = f"policy {config.policy} could not be loaded: {error}"
         log.event(logger, logging.WARNING, "fallback", why=why, policy=fallback.name)
         standing_in = PolicyDescription(
-            config.policy, checkpoint_folder=config.checkpoint, fallback=fallback.name, fallback_why=why
+            config.policy,
+            checkpoint_folder=config.checkpoint,
+            constants_file=config.constants,
+            fallback=fallback.name,
+            fallback_why=why,
         )
         return Placer(fallback, fallback, description=standing_in, patience_s=config.timeout_s)
-    described = replace(describe(policy), checkpoint_folder=config.checkpoint, fallback=fallback.name)
+    described = replace(
+        describe(policy),
+        checkpoint_folder=config.checkpoint,
+        constants_file=config.constants,
+        fallback=fallback.name,
+    )
     return Placer(policy, fallback, description=described, patience_s=config.timeout_s)
 
 

@@ -61,7 +61,7 @@ SUMMARIES = {
     "status": "What agent and server are doing now.",
     "trace": "Make and check workload traces.",
     "train": "Train a policy.",
-    "tune": "Tune the price heuristic for a scenario.",
+    "tune": "Tune the price heuristic for a scenario, or your own past jobs.",
     "uninstall": "Take TapFinger off again, without a trace.",
 }
 """One line each for ``tapfinger --help``, kept here because reading them there would import everything."""

@@ -35,6 +35,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Policy that answers where the checkpoint cannot be loaded."""
     checkpoint: str = ""
     """Folder of a checkpoint; "" is the one that ships with the package."""
+    constants: str = ""
+    """File of ``tapfinger tune``: constants of price, whose advice tapfinger hears; "" are those that ship."""
     compiled: str = "/var/cache/tapfinger"
     """Folder for compiled policies where the package's own folders cannot be written."""
     timeout_s: Seconds = 2.0

@@ -84,6 +84,8 @@ class PolicyDescription(msgspec.Struct, frozen=True):
     """Fingerprint of the weights."""
     checkpoint_folder: str = ""
     """Where they were read from; "" for those that ship with the package."""
+    constants_file: str = ""
+    """Where the price heuristic's constants were read from; "" for those that ship with the package."""
     configuration: dict[str, Any] = {}
     """Sizes of the network, as written in the checkpoint."""
     training: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.live import ENV, View
 from tapfinger_hpc.policies import decoding
 from tapfinger_hpc.policies.compiled import tuned
+from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.policies.decoding import WAIT, Decoder, Network, Round, most_probable
 from tapfinger_hpc.policies.price import PATIENCE, span
 from tapfinger_hpc.sim.levels import ORACLE
@@ -31,22 +32,36 @@ class LearnedPolicy:
 
     name = "tapfinger"
 
-    def __init__(self, network: Network, *, advised: bool = True, info: CheckpointInfo | None = None) -> None:
-        """``advised``: whether the network hears what the price heuristic would do."""
+    def __init__(
+        self,
+        network: Network,
+        *,
+        advised: bool = True,
+        prices: Prices | None = None,
+        info: CheckpointInfo | None = None,
+    ) -> None:
+        """
+        Args:
+            advised: whether the network hears what the price heuristic would do.
+            prices: the heuristic's constants; None: those for any live cluster.
+        """
         self.info = info
         self._network = network
         # The constants in the checkpoint are those of the scenario that it was trained in; these are for live clusters.
-        self._prices = tuned.prices(CLUSTER).array() if advised else None
+        self._prices = (prices or tuned.prices(CLUSTER)).array() if advised else None
 
     @classmethod
-    def load(cls, folder: Path | None = None) -> "LearnedPolicy":
+    def load(cls, folder: Path | None = None, prices: Prices | None = None) -> "LearnedPolicy":
         """The policy of a checkpoint; None is the one that ships with the package.
+
+        Args:
+            prices: constants of the price heuristic, whose advice the network hears; None: those for any live cluster.
 
         Raises:
             CheckpointError: it cannot be used, and why.
         """
         network, info = checkpoint.load(folder or checkpoint.DEFAULT)
-        return cls(network, advised=bool(info.advice), info=info)
+        return cls(network, advised=bool(info.advice), prices=prices, info=info)
 
     def decide(self, state: ClusterState) -> tuple[Decision, ...]:
         """Placements first, in the order in which they are to be carried out; then the jobs that wait."""

@@ -1,6 +1,7 @@
 """The price heuristic on a live cluster: ``compiled.price`` on a ``View``, and its reasons in words.
 
-The same compiled code serves simulation and training; the constants are those of the scenario "cluster".
+The same compiled code serves simulation and training; the constants are the site's own, or those of the scenario
+"cluster".
 """
 
 import math

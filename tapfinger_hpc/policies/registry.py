@@ -2,17 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.policies.base import Policy
 
+if TYPE_CHECKING:
+    from tapfinger_hpc.policies.compiled.price import Prices
 
-def make(name: str, *, checkpoint: Path | None = None, seed: int = 0) -> Policy:
+PRICED = ("price", "tapfinger")
+"""Policies that go by the price heuristic's constants, or hear the advice of it."""
+
+
+def make(name: str, *, checkpoint: Path | None = None, seed: int = 0, prices: "Prices | None" = None) -> Policy:
     """The policy of this name.
 
     Args:
         checkpoint: folder of a checkpoint, for ``tapfinger`` only; None is the one that ships with the package.
         seed: for policies that draw at random.
+        prices: constants of the price heuristic, for those in ``PRICED``; None: those for any live cluster.
 
     Raises:
         ConfigError: no policy has this name.
@@ -21,40 +29,40 @@ def make(name: str, *, checkpoint: Path | None = None, seed: int = 0) -> Policy:
     maker = _MAKERS.get(name)
     if maker is None:
         raise ConfigError(f"policy {name!r} is not known; known: {', '.join(NAMES)}")
-    return maker(checkpoint, seed)
+    return maker(checkpoint, seed, prices)
 
 
-def _fifo(_checkpoint: Path | None, _seed: int) -> Policy:
+def _fifo(_checkpoint: Path | None, _seed: int, _prices: "Prices | None") -> Policy:
     from tapfinger_hpc.policies.fifo import FifoPolicy
 
     return FifoPolicy()
 
 
-def _min(_checkpoint: Path | None, _seed: int) -> Policy:
+def _min(_checkpoint: Path | None, _seed: int, _prices: "Prices | None") -> Policy:
     from tapfinger_hpc.policies.minimum import MinimumPolicy
 
     return MinimumPolicy()
 
 
-def _random(_checkpoint: Path | None, seed: int) -> Policy:
+def _random(_checkpoint: Path | None, seed: int, _prices: "Prices | None") -> Policy:
     from tapfinger_hpc.policies.random_ import RandomPolicy
 
     return RandomPolicy(seed)
 
 
-def _price(_checkpoint: Path | None, _seed: int) -> Policy:
+def _price(_checkpoint: Path | None, _seed: int, prices: "Prices | None") -> Policy:
     from tapfinger_hpc.policies.price import PricePolicy
 
-    return PricePolicy()
+    return PricePolicy(prices)
 
 
-def _tapfinger(checkpoint: Path | None, _seed: int) -> Policy:
+def _tapfinger(checkpoint: Path | None, _seed: int, prices: "Prices | None") -> Policy:
     from tapfinger_hpc.policies.learned import LearnedPolicy
 
-    return LearnedPolicy.load(checkpoint)
+    return LearnedPolicy.load(checkpoint, prices)
 
 
-_MAKERS: dict[str, Callable[[Path | None, int], Policy]] = {
+_MAKERS: dict[str, Callable[[Path | None, int, "Prices | None"], Policy]] = {
     "fifo": _fifo,
     "min": _min,
     "price": _price,

@@ -6,7 +6,7 @@ itself only if they do better on the later part of the trace.
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,15 +15,14 @@ from rich.console import Console
 
 from tapfinger_hpc.checkpoint import DEFAULT, DESCRIPTION, describe
 from tapfinger_hpc.whatif import cli as whatif
-from tapfinger_hpc.whatif.cli import CLUSTER, MANAGE, PARTITION, lent, mapping, span
+from tapfinger_hpc.whatif.cli import NOT_BETTER, lent, mapping
 
 if TYPE_CHECKING:
     from tapfinger_hpc.whatif.adaptation import Parts, Verdict
 
 COURSE = "course"
 """Folder of the course within the output."""
-NOT_BETTER = 3
-"""Exit status where the present policy stays."""
+PRESENT, ADAPTED = "present", "adapted"
 OF_SCENARIOS = {
     "scenario": "--scenario",
     "table": "--table",
@@ -31,25 +30,14 @@ OF_SCENARIOS = {
     "ablate": "--ablate",
     "from_scratch": "--from-scratch",
 }
-OF_TRACES = {"cluster": "--cluster", "mapped": "--partition", "manage": "--manage"}
-_TRACE = click.option(
-    "--trace",
-    "trace_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Adapt the policy to the jobs of this trace instead; the later part says whether it is better.",
+options = whatif.learning(
+    "Adapt the policy to the jobs of this trace instead; the later part says whether it is better."
 )
-
-
-def options(command: Callable) -> Callable:
-    """What adapting is told on the command line."""
-    for option in (MANAGE, PARTITION, CLUSTER, _TRACE):
-        command = option(command)
-    return command
 
 
 def asked(context: click.Context) -> bool:
     """Whether a trace is adapted to."""
-    return whatif.asked(context, OF_SCENARIOS, OF_TRACES)
+    return whatif.asked(context, OF_SCENARIOS, whatif.OF_LEARNING)
 
 
 def adapt(
@@ -108,18 +96,18 @@ def stopped(folder: Path) -> NoReturn:
 
 def _judged(console: Console, parts: "Parts", present: Path, adapted: Path) -> "Verdict":
     from tapfinger_hpc.whatif import adaptation
+    from tapfinger_hpc.whatif.playing import Contender
 
+    pair = Contender(PRESENT, "tapfinger", present), Contender(ADAPTED, "tapfinger", adapted)
     with whatif.replaying(console, len(parts.held_out.plan.kept.jobs), 3) as tell:
-        return adaptation.judged(parts.held_out, present, adapted, tell)
+        return adaptation.judged(parts.held_out, [pair], tell)
 
 
 def _show(console: Console, verdict: "Verdict", present: Path, out: Path) -> None:
-    console.print(f"On the last {verdict.jobs:,} jobs of the trace, which were not trained on, mean completion time:")
-    for row in verdict.rows:
-        against = f"   {row.completion} against easy" if row.completion else ""
-        console.print(f"  {row.policy:10} {span(row.mean_completion_s):>9}{against}", soft_wrap=True)
-    clear = "" if verdict.change.clear else "; the interval holds 0, so it may be chance"
-    console.print(f"Adapted against present: {verdict.change}{clear}", soft_wrap=True)
+    whatif.show_rows(console, verdict.jobs, "trained", verdict.rows)
+    (change,) = verdict.changes
+    clear = "" if change.clear else "; the interval holds 0, so it may be chance"
+    console.print(f"Adapted against present: {change}{clear}", soft_wrap=True)
     if verdict.better:
         console.print(f"Kept: {out}", soft_wrap=True)
     else:

@@ -1,12 +1,11 @@
-"""The policy of a site: trained on the earlier part of its own trace, kept only if it does better on the later part.
+"""What a site learns from its own trace: on the earlier part of it, kept only if it does better on the later part.
 
-What is learned of job classes for training, and what both policies are told on the later part, comes from the earlier
-part alone; how long the later jobs truly take comes from all of it.
+What is learned of job classes for that, and what policies are told on the later part, comes from the earlier part
+alone; how long the later jobs truly take comes from all of it.
 """
 
 import hashlib
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -19,7 +18,6 @@ from tapfinger_hpc.whatif.site import SiteWorkloads
 
 HELD_OUT = 0.3
 """Share of the jobs, the last ones, on which the policies are compared."""
-PRESENT, ADAPTED = "present", "adapted"
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -36,14 +34,14 @@ class Verdict(msgspec.Struct, frozen=True):
 
     jobs: int
     rows: tuple[Row, ...]
-    """Stock Slurm, the present policy, the adapted one."""
-    change: Change
-    """Of the mean completion time, from the present policy to the adapted one."""
+    """Stock Slurm, then each pair: the present policy, and the one with what was learned."""
+    changes: tuple[Change, ...]
+    """Of the mean completion time, from the first of each pair to the second."""
 
     @property
     def better(self) -> bool:
-        """Whether the adapted one is kept."""
-        return self.change.value < 0
+        """Whether what was learned is kept."""
+        return self.changes[0].value < 0
 
 
 def parts(loaded: Loaded) -> Parts:
@@ -71,11 +69,13 @@ def parts(loaded: Loaded) -> Parts:
 
 
 def judged(
-    held_out: Prepared, present: Path, adapted: Path, report_: Callable[[str, int], None] = lambda name, ended: None
+    held_out: Prepared,
+    pairs: Sequence[tuple[Contender, Contender]],
+    report_: Callable[[str, int], None] = lambda name, ended: None,
 ) -> Verdict:
-    """Replays the later part with both."""
+    """Replays the later part with both of each pair; the first pair decides."""
     plan, shape = held_out.plan, held_out.shape
-    contenders = [Contender(PRESENT, "tapfinger", present), Contender(ADAPTED, "tapfinger", adapted)]
+    contenders = [one for pair in pairs for one in pair]
     amounts = KEPT if plan.changed is None else CHANGED
     replays = list(playing.replays(plan, shape.spec, contenders, amounts=(amounts,), report=report_))
     window = Window(plan.counted, shape.spec)
@@ -83,5 +83,7 @@ def judged(
     return Verdict(
         jobs=len(plan.counted),
         rows=report.rows(replays, window, asked),
-        change=report.between(replays[1], replays[2], window),
+        changes=tuple(
+            report.between(before, after, window) for before, after in zip(replays[1::2], replays[2::2], strict=True)
+        ),
     )

@@ -16,7 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tapfinger_hpc.whatif.evaluation import Lent
-    from tapfinger_hpc.whatif.report import Fidelity, WhatIf
+    from tapfinger_hpc.whatif.report import Fidelity, Row, WhatIf
 
 OF_SCENARIOS = {
     "scenario_names": "--scenario",
@@ -49,6 +49,10 @@ MANAGE = click.option(
     show_default=True,
     help="Jobs of the trace that policies decide on: all of one node, those with GPUs, or those with the mark.",
 )
+OF_LEARNING = {"cluster": "--cluster", "mapped": "--partition", "manage": "--manage"}
+"""Options that `train` and `tune` have of a trace."""
+NOT_BETTER = 3
+"""Exit status where what was learned of a trace is not better than what there is, and so is not kept."""
 _OPTIONS = (
     click.option("--trace", "trace_file", type=_FILE, help="Replay this trace instead of scenarios."),
     CLUSTER,
@@ -71,6 +75,12 @@ _OPTIONS = (
         show_default=True,
         help="Replay changed amounts again with so many other speed curves, so that intervals hold their doubt too.",
     ),
+    click.option(
+        "--constants",
+        "constants_file",
+        type=_FILE,
+        help="Replay price and tapfinger also with these constants, which `tapfinger tune` made.",
+    ),
 )
 OF_TRACES = {
     "cluster": "--cluster",
@@ -81,6 +91,7 @@ OF_TRACES = {
     "manage": "--manage",
     "amounts": "--amounts",
     "draws": "--draws",
+    "constants_file": "--constants",
 }
 
 
@@ -89,6 +100,17 @@ def options(command: Callable) -> Callable:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def learning(told: str) -> Callable[[Callable], Callable]:
+    """What learning of a trace is told on the command line; ``told`` says of --trace what is learned."""
+
+    def decorated(command: Callable) -> Callable:
+        for option in (MANAGE, PARTITION, CLUSTER, click.option("--trace", "trace_file", type=_FILE, help=told)):
+            command = option(command)
+        return command
+
+    return decorated
 
 
 def asked(
@@ -136,12 +158,15 @@ def evaluate(
     amounts: str,
     draws: int,
     classes_file: Path | None,
+    constants_file: Path | None,
 ) -> None:
     """Replays the trace and tells what came of it."""
     from tapfinger_hpc.speed import read_classes
     from tapfinger_hpc.whatif import evaluation, playing, report
 
-    contenders = contenders_of(policies, checkpoints)
+    contenders, compared = contenders_of(policies, checkpoints), list[tuple[str, str]]()
+    if constants_file is not None:
+        contenders, compared = also_with(constants_file, contenders)
     for contender in contenders:
         contender.made()  # an unknown name or weights that cannot be used are told before anything is replayed
     console = Console(stderr=True)
@@ -163,7 +188,7 @@ def evaluate(
     except KeyboardInterrupt:
         console.print("Stopped; nothing was written.")
         sys.exit(130)
-    told = evaluation.reported(prepared, found, draws)
+    told = evaluation.reported(prepared, found, draws, compared)
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
     show(Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False), told)
@@ -207,6 +232,21 @@ def contenders_of(policies: Sequence[str], checkpoints: Mapping[str, Path]) -> l
         )
         for name in names
     ]
+
+
+def also_with(constants_file: Path, contenders: Sequence[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
+    """Those that go by constants of the price heuristic, or hear its advice, once more with those of a file; and the
+    names of each two that differ in nothing else.
+    """
+    from tapfinger_hpc.policies import constants, registry
+    from tapfinger_hpc.whatif.playing import with_constants
+
+    prices = constants.read(constants_file)
+    again = {one.name: with_constants(one, prices) for one in contenders if one.policy in registry.PRICED}
+    if not again:
+        raise click.UsageError(f"--constants is for {' and '.join(registry.PRICED)}; --policies has neither")
+    both = [each for one in contenders for each in (one, again.get(one.name)) if each is not None]
+    return both, [(other.name, name) for name, other in again.items()]
 
 
 def mapping(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -256,6 +296,17 @@ def show(console: Console, found: "WhatIf") -> None:
     console.print(
         f"Changes are of means over the same jobs; 95 % intervals from resampling {resampled}.", soft_wrap=True
     )
+    for pair in found.pairs:
+        console.print(f"{pair}", style="bold", soft_wrap=True)
+
+
+def show_rows(console: Console, jobs: int, learned: str, rows: Sequence["Row"]) -> None:
+    """What came of the later part of a trace; ``learned`` says what was done with the earlier one."""
+    console.print(f"On the last {jobs:,} jobs of the trace, which were not {learned} on, mean completion time:")
+    wide = max(len(row.policy) for row in rows)
+    for row in rows:
+        against = f"   {row.completion} against easy" if row.completion else ""
+        console.print(f"  {row.policy:{wide}} {span(row.mean_completion_s):>9}{against}", soft_wrap=True)
 
 
 def _show_fidelity(console: Console, fidelity: "Fidelity") -> None:

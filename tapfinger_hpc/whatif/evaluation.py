@@ -144,8 +144,15 @@ def window(trace: Trace, from_s: float | None, until_s: float | None, jobs: int 
     return [*(_from_its_start(item, warm_s) for item in before), *inside], first_s
 
 
-def reported(prepared: Prepared, replays: Sequence[Replayed], draws: int = 0) -> WhatIf:
-    """The figures of all replays; ``draws`` is how often speed curves were drawn again."""
+def reported(
+    prepared: Prepared, replays: Sequence[Replayed], draws: int = 0, compared: Sequence[tuple[str, str]] = ()
+) -> WhatIf:
+    """The figures of all replays.
+
+    Args:
+        draws: how often speed curves were drawn again.
+        compared: names of policies, and of those that they are compared with beside stock Slurm.
+    """
     made, admission = prepared.plan, prepared.admission
     seen = report.Window(made.counted, prepared.shape.spec)
     jobs = {item.job.key: item for item in made.kept.jobs}
@@ -166,6 +173,7 @@ def reported(prepared: Prepared, replays: Sequence[Replayed], draws: int = 0) ->
         times_s=tuple(float(f"{moment:.6g}") for moment in (seen.times_s - seen.first_s).tolist()),
         fidelity=report.fidelity(replays[0], seen, jobs),
         rows=report.rows(replays, seen, jobs),
+        pairs=report.pairs(replays, seen, compared),
     )
 
 

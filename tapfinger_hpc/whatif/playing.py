@@ -1,5 +1,6 @@
 """Replays a plan: stock Slurm first, then each policy with the amounts as they were, and with those that may change."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from msgspec.structs import replace
 from tapfinger_hpc import config
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.policies import registry
+from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.sim.run import replay
 from tapfinger_hpc.whatif.preparation import Plan
@@ -29,6 +31,8 @@ class Contender:
     name: str
     policy: str
     checkpoint: Path | None = None
+    prices: Prices | None = None
+    """Constants of the price heuristic; None: those that ship."""
 
     def made(self):
         """The policy; None for stock Slurm.
@@ -42,7 +46,12 @@ class Contender:
         if self.policy not in registry.NAMES:
             known = ", ".join((EASY, *registry.NAMES))
             raise ConfigError(f"policy {self.policy!r} cannot be replayed on a trace; those that can: {known}")
-        return registry.make(self.policy, checkpoint=self.checkpoint)
+        return registry.make(self.policy, checkpoint=self.checkpoint, prices=self.prices)
+
+
+def with_constants(one: Contender, prices: Prices) -> Contender:
+    """The same with other constants of the price heuristic."""
+    return dataclasses.replace(one, name=f"{one.name}+constants", prices=prices)
 
 
 def replays(

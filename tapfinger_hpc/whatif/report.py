@@ -84,6 +84,19 @@ class Row(msgspec.Struct, frozen=True):
 KEPT, CHANGED = "kept", "may change"
 
 
+class Pair(msgspec.Struct, frozen=True):
+    """Two policies compared with each other rather than with stock Slurm."""
+
+    policy: str
+    against: str
+    amounts: str
+    completion: Change
+
+    def __str__(self) -> str:
+        amounts = "" if self.amounts == KEPT else f" ({self.amounts})"
+        return f"{self.policy} against {self.against}{amounts}: {self.completion}"
+
+
 class Fidelity(msgspec.Struct, frozen=True):
     """How near the replay of stock Slurm is to what accounting says. Times in seconds."""
 
@@ -135,6 +148,7 @@ class WhatIf(msgspec.Struct, frozen=True):
     fidelity: Fidelity | None
     """None of a made-up trace."""
     rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...] = ()
 
     def row(self, policy: str, amounts: str = KEPT) -> Row:
         return next(row for row in self.rows if (row.policy, row.amounts) == (policy, amounts))
@@ -222,6 +236,17 @@ def fidelity(easy: Replayed, window: Window, jobs: Mapping[JobKey, TraceJob]) ->
         near=_short((off <= np.maximum(CLOSE_S, CLOSE * real_completion)).mean()),
         real_waiting_percentiles=_series(np.percentile(real_wait, np.arange(101))),
         real_queue_over_time=_series(_present(submit, np.maximum(start, submit), window.times_s)),
+    )
+
+
+def pairs(replays: Sequence[Replayed], window: Window, names: Sequence[tuple[str, str]]) -> tuple[Pair, ...]:
+    """The first of each two names against the second, with the same amounts."""
+    of = {(one.policy, one.amounts): one for one in replays}
+    return tuple(
+        Pair(policy, against, amounts, between(of[against, amounts], of[policy, amounts], window))
+        for policy, against in names
+        for amounts in (KEPT, CHANGED)
+        if (policy, amounts) in of
     )
 
 

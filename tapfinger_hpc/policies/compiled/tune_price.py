@@ -5,52 +5,26 @@ distribution's last mean is what was found; it is kept only if it beats the cons
 no generation saw. Seeded; the time that it may take is the caller's.
 """
 
-import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tapfinger_hpc.errors import ScenarioError
 from tapfinger_hpc.frame import Frame
+from tapfinger_hpc.policies import constants
 from tapfinger_hpc.policies.compiled import price
 from tapfinger_hpc.policies.compiled.price import Prices
+from tapfinger_hpc.policies.constants import SPACE, WITH_MEMORY, Space
 from tapfinger_hpc.sim import core, sites
 from tapfinger_hpc.sim.core import Truth, compiled
 from tapfinger_hpc.sim.episodes import place_all
 from tapfinger_hpc.sim.scenarios import CLUSTER, Scenario, Workload, draw, random_scenario
 
-Space = dict[str, tuple[float, float, bool]]
-SPACE: Space = {
-    "base": (0.01, 20.0, True),
-    "backlog": (0.05, 10.0, True),
-    "load": (0.01, 3.0, True),
-    "local": (0.0, 1.0, False),
-    "cpu": (0.02, 3.0, True),
-    "adapt": (0.0, 3.0, False),
-    "scarcest": (0.0, 1.0, False),
-    "size": (0.0, 1.5, False),
-    "age": (0.0, 2.0, False),
-    "reach": (0.0, 5.0, False),
-    "length": (0.0, 4.0, False),
-    "patience": (0.5, 4.0, True),
-    "margin": (0.0, 0.3, False),
-    "packing": (-0.8, 0.6, False),
-    "reserve": (0.0, 1.0, False),
-    "keepers": (0.0, 64.0, False),
-    "room": (0.0, 6.0, False),
-    "later": (0.0, 1.5, False),
-    "soon": (0.1, 3.0, True),
-    "idle": (0.0, 3.0, False),
-    "retries": (0.0, 3.99, False),
-    "ease": (0.0, 0.5, False),
-    "crowd": (0.0, 0.5, False),
-}
-"""Where each constant is looked for: from, to, and whether steps are factors."""
-WITH_MEMORY: Space = {**SPACE, "mem": (0.02, 3.0, True)}
-"""Slotted scenarios know no memory: there its weight stays."""
 DRAWN_TASKS = 128
 HELD_OUT = 100
 """Workloads that decide whether what was found is kept."""
@@ -72,26 +46,10 @@ class Tuned:
     minutes: float
     seed: int
 
-    def save(self, path: Path) -> None:
-        """As JSON, with how it was found."""
+    def save(self, path: Path, **more: Any) -> None:
+        """As JSON, with how it was found; ``more`` stands beside it."""
         found = {name: getattr(self, name) for name in ("scenario", "mean", "started_at", "generations", "minutes")}
-        path.write_text(
-            json.dumps({**found, "seed": self.seed, "prices": self.prices._asdict()}, indent=2) + "\n", encoding="utf-8"
-        )
-
-
-def load(path: Path) -> Prices:
-    """The constants of a file that ``Tuned.save`` wrote.
-
-    Raises:
-        ScenarioError: the file is not one of constants.
-    """
-    try:
-        return Prices(**{name: float(value) for name, value in json.loads(path.read_text())["prices"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ScenarioError(
-            f"reading constants of the price heuristic from {path}: {error!r}; make the file with tapfinger tune"
-        ) from error
+        constants.write(path, self.prices, {**found, "seed": self.seed, **more})
 
 
 def tune(
@@ -100,35 +58,40 @@ def tune(
     seed: int = 0,
     *,
     start: Prices | None = None,
+    drawn: Callable[[int], Workload] | None = None,
     population: int = 14,
     episodes: int = 16,
     generations: int = 1_000_000,
     held_out: int = HELD_OUT,
+    workers: int = 1,
     progress: Callable[[int, float, float], None] = lambda generation, elapsed_s, spread: None,
 ) -> Tuned:
     """Searches for so long.
 
     Args:
         scenario: or one of ``scenarios.DRAWN``: another cluster, load and set of speed curves for each workload.
+        drawn: makes the workload of a seed, in event time; ``scenario`` is then its name alone.
+        workers: threads; what is found does not depend on them but by the time.
         progress: told of each generation: how many there were, the seconds passed and the spread of its candidates.
     """
     began = time.monotonic()
     start = start or Prices()
-    space = WITH_MEMORY if scenario == CLUSTER else SPACE
+    space = WITH_MEMORY if drawn or scenario == CLUSTER else SPACE
+    made = drawn or partial(_workload, scenario)
     search = _Evolution(_to_unit(start, space), 0.12, population, np.random.default_rng(seed))
     generation = 0
     while time.monotonic() - began < 60 * minutes and generation < generations:
         first = _SEARCH_SEED + (seed * 10_000 + generation) * episodes
-        workloads = [_workload(scenario, first + number) for number in range(episodes)]
+        workloads = [made(first + number) for number in range(episodes)]
         candidates = search.ask()
-        values = scores(workloads, [_from_unit(start, candidate, space) for candidate in candidates])
+        values = scores(workloads, [_from_unit(start, candidate, space) for candidate in candidates], workers)
         outside = np.abs(candidates - np.clip(candidates, 0, 1)).sum(axis=1)
         search.tell(candidates, _summary(scenario, values) + 0.1 * outside)
         generation += 1
         progress(generation, time.monotonic() - began, search.spread)
-    workloads = [_workload(scenario, _HELD_OUT_SEED + number) for number in range(held_out)]
+    workloads = [made(_HELD_OUT_SEED + number) for number in range(held_out)]
     found = _from_unit(start, search.mean, space)
-    before, after = _summary(scenario, scores(workloads, [start, found]))
+    before, after = _summary(scenario, scores(workloads, [start, found], workers))
     return Tuned(
         scenario=scenario if isinstance(scenario, str) else scenario.name,
         prices=found if after < before else start,
@@ -140,13 +103,18 @@ def tune(
     )
 
 
-def scores(workloads: list[Workload], candidates: list[Prices]) -> np.ndarray:
+def scores(workloads: list[Workload], candidates: list[Prices], workers: int = 1) -> np.ndarray:
     """Mean completion time of each candidate on each workload, [candidate, workload]."""
     frame, truth = core.environments(workloads)
-    out = np.zeros((frame.waiting.shape[1], 6), np.int64)
-    return np.array(
-        [[play_price(frame, truth, env, prices.array(), out) for env in range(len(workloads))] for prices in candidates]
-    )
+    arrays = [prices.array() for prices in candidates]
+
+    def of(env: int) -> list[float]:
+        out = np.zeros((frame.waiting.shape[1], 6), np.int64)
+        return [play_price(frame, truth, env, each, out) for each in arrays]
+
+    # Compiled code holds no lock, and environments share nothing.
+    with ThreadPoolExecutor(workers) as threads:
+        return np.array(list(threads.map(of, range(len(workloads))))).T
 
 
 @compiled
@@ -163,7 +131,7 @@ def play_price(frame: Frame, truth: Truth, env: int, parameters: np.ndarray, out
 
 
 def _summary(scenario: Scenario | str, values: np.ndarray) -> np.ndarray:
-    """One number for each candidate. Drawn scenarios count alike, whether their tasks are short or long."""
+    """One number for each candidate. Drawn workloads count alike, whether their tasks are short or long."""
     return np.log(values).mean(axis=1) if isinstance(scenario, str) else values.mean(axis=1)
 
 
