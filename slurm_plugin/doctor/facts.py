@@ -27,6 +27,7 @@ from slurm_plugin.hookfile import SignOfLife
 from slurm_plugin.install import hook
 from slurm_plugin.journal import Journal, JournalError
 from slurm_plugin.naming import Names
+from slurm_plugin.pid_file import pid_in
 from slurm_plugin.slurm_conf import settings_in
 from tapfinger_hpc import __version__
 from tapfinger_hpc.config import DEFAULT_PATH, Config
@@ -256,7 +257,7 @@ def _slurm_user(settings: dict[str, str]) -> User | None:
 def _process_of(pid_file: str, name: str) -> int | None:
     """The process of this pid file where it runs on this machine under this name."""
     with contextlib.suppress(OSError, ValueError):
-        pid = int(Path(pid_file).read_text(encoding="ascii"))
+        pid = pid_in(Path(pid_file))
         if Path(f"/proc/{pid}/comm").read_text(encoding="ascii", errors="replace").startswith(name):
             return pid
     return None

@@ -1,7 +1,6 @@
 """Starts and ends the daemons of one sandbox: munged, MariaDB, slurmdbd, slurmctld and a slurmd for each node."""
 
 import contextlib
-import functools
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slurm_plugin import versions
+from slurm_plugin.pid_file import pid_in
 from slurm_plugin.sandbox import processes
 from slurm_plugin.sandbox.layout import Layout
 from slurm_plugin.sandbox.register import PortBlock
@@ -93,11 +93,13 @@ class Daemons:
             self._start(f"slurmd.{node}", [self._program("slurmd"), "-N", node])
 
     def end(self, name: str, with_signal: signal.Signals) -> None:
-        """Ends one, and whoever takes over from it, and waits for the end; none running is no error."""
-        doing = f"sandbox in {self._layout.directory}: waiting for the end of {name}"
-        while (process := self._find(name)) and processes.send(process, with_signal):
-            ended = functools.partial(processes.has_ended, process)
-            processes.wait_until(ended, doing=doing, log=lambda: self._log(name), timeout_s=_TIMEOUT_S)
+        """Ends one and waits for its end; none running is no error."""
+        process = self._find(name)
+        if process and processes.send(process, with_signal):
+            doing = f"sandbox in {self._layout.directory}: waiting for the end of {name}"
+            processes.wait_until(
+                lambda: processes.has_ended(process), doing=doing, log=lambda: self._log(name), timeout_s=_TIMEOUT_S
+            )
 
     def _forgiving(self) -> tuple[str, ...]:
         """What has slurmctld start after an early crash, where it would not."""
@@ -237,12 +239,8 @@ class Daemons:
 
     def _find(self, name: str) -> processes.Process | None:
         with contextlib.suppress(OSError, ValueError):
-            pid = int(self._pid_file(name).read_text(encoding="ascii"))
-            if found := processes.daemon(pid, self._layout.directory):
-                return found
-        # Newer ones hand over to a new process when they are reconfigured, which writes the file when it is ready.
-        program, _, node = name.partition(".")
-        return processes.daemon_called(self._layout.directory, program, *(("-N", node) if node else ()))
+            return processes.daemon(pid_in(self._pid_file(name)), self._layout.directory)
+        return None
 
     def _pid_file(self, name: str) -> Path:
         folders = {"munged": self._layout.munge_socket.parent, "mariadb": self._layout.database}

@@ -243,19 +243,6 @@ def daemon(pid: int, directory: Path) -> Process | None:
     return process if process and _is_daemon(process, directory) else None
 
 
-def daemon_called(directory: Path, program: str, *arguments: str) -> Process | None:
-    """The living daemon of this sandbox that was started as this program with these arguments at the end; of several
-    the one that started the others.
-    """
-    found = {}
-    for pid in _pids():
-        called = _command(pid)
-        as_asked = Path(called[0]).name == program and called[len(called) - len(arguments) :] == [*arguments]
-        if as_asked and (process := daemon(pid, directory)):
-            found[pid] = process
-    return next((process for process in found.values() if process.parent not in found), None)
-
-
 def has_ended(process: Process) -> bool:
     """Whether it is gone (or only its parent has not been told)."""
     now = _process(process.pid)
@@ -308,14 +295,6 @@ def _environment(pid: int) -> dict[str, str]:
         return {}
     entries = (entry.partition("=") for entry in raw.decode(errors="replace").split("\0"))
     return {name: value for name, separator, value in entries if separator}
-
-
-def _command(pid: int) -> list[str]:
-    """Program and arguments; [""] of one that has none, or ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-    except OSError:
-        return [""]
 
 
 def _process(pid: int) -> Process | None:

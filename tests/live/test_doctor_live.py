@@ -114,6 +114,12 @@ def test_a_sign_of_life_that_slurmctld_cannot_read_is_found(site: Site) -> None:
         folder.chmod(before)
 
 
+def test_what_is_left_of_a_longer_number_in_slurmctlds_pid_file_is_no_fault(site: Site) -> None:
+    with (site.box.layout.run / "slurmctld.pid").open("a") as file:
+        file.write("5\n")
+    site.is_well()
+
+
 def test_a_hook_that_is_gone_is_found(site: Site) -> None:
     etc = site.box.layout.etc
     (etc / "tapfinger.lua").unlink()
