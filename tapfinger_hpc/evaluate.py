@@ -153,6 +153,8 @@ class Contender:
     knowledge: str | None = None
     single_task: bool = False
     """A learned policy places at most one task per agent, then looks at the state anew."""
+    settles: bool = True
+    """One that was trained for any cluster settles in on the scenario first."""
     classes: tuple[JobClass, ...] = ()
     """What it is told where its knowledge is "curves"; without any, estimates that are drawn."""
 
@@ -166,6 +168,8 @@ class Contender:
             needs["knowledge"] = self.knowledge
         if self.single_task:
             needs["single_task"] = True
+        if not self.settles:
+            needs["settles"] = False
         if self.classes:
             needs["classes"] = self.classes
         return players.make(self.policy, seed=seed, **needs)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,8 @@ from tapfinger_hpc import checkpoint
 from tapfinger_hpc.errors import CheckpointError, ConfigError, ScenarioError
 from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.nets.policy_network import Critic, PolicyNetwork
+from tapfinger_hpc.policies import settling
+from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.sim import scenarios
 from tapfinger_hpc.training import course, ppo, team
 from tapfinger_hpc.training.cli import train as train_command
@@ -184,6 +187,23 @@ def test_several_scenarios_take_turns(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="'hetero-7' is not known"):
         course.train(CourseConfig("random,hetero-7"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_clusters_come_again_with_other_jobs_and_the_constants_they_were_settled_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(settling, "settle", lambda scenario: asked.append(scenario) or Prices(base=0.5))
+    begun = course._Course(
+        msgspec.structs.replace(TINY, scenario="random,cluster", clusters=3), tmp_path, None, team.Team()
+    )
+    first = begun._workloads(12)
+    assert [each.scenario.name for each in first[:4]] == ["random", "cluster"] * 2
+    assert len({id(each.scenario) for each in first}) == 6
+    assert first[0].scenario is first[6].scenario
+    assert not np.array_equal(first[0].arrival, first[6].arrival)
+    assert np.array_equal(begun._prices(first), np.tile(Prices(base=0.5).array(), (12, 1)))
+    assert asked == [each.scenario for each in first]
 
 
 @pytest.mark.parametrize(("passed", "sizes"), [(12, {4}), (100, {5}), (400, {20})])

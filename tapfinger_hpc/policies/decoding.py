@@ -214,14 +214,18 @@ def _carry_out(
 def advise(
     frame: Frame, envs: np.ndarray, asked: np.ndarray, prices: np.ndarray, patience: float, advice: np.ndarray
 ) -> None:
-    """Asks the price heuristic what it would place now, in those of the environments that ``asked`` says."""
+    """Asks the price heuristic what it would place now, in those of the environments that ``asked`` says.
+
+    Args:
+        prices: float64 [environment that decides, constant].
+    """
     out = np.zeros((frame.waiting.shape[1], 6), np.int64)
     for position, env in enumerate(envs):
         if not asked[position]:
             continue
         for place in range(frame.waiting_count[env]):
             advice[env, frame.waiting[env, place]] = -1
-        for row in range(price.start_now(frame, env, prices, patience, out)):
+        for row in range(price.start_now(frame, env, prices[env], patience, out)):
             advice[env, out[row, 0]] = out[row, 1:]
 
 
@@ -239,12 +243,15 @@ class Decoder:
     ) -> None:
         """
         Args:
-            prices: constants of the price heuristic, whose advice the network then hears.
+            prices: constants of the price heuristic, whose advice the network then hears: [constant], or
+                [environment that decides, constant] where each has its own.
             patience: the heuristic's with jobs that have waited long, as for ``price.lay_out``.
             without: what its agents go without.
         """
         self.network, self._without = network, without
-        self._prices, self._patience = prices, patience
+        self._prices, self._patience = None, patience
+        if prices is not None:
+            self._prices = np.tile(prices, (len(frame.now), 1)) if prices.ndim == 1 else prices
         self._advice = options.no_advice(frame)
         self._scratch: Measures = measures.allocate(frame)
 

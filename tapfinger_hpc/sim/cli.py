@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +32,12 @@ SEEDS_OF_A_TASK = 25
 WIDTH = 140
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_SETTLES = click.option(
+    "--settle/--no-settle",
+    "settles",
+    default=True,
+    help="Weights for any cluster first settle in on the scenario, or on each drawn cluster, for some seconds.",
+)
 _CLASSES = click.option(
     "--classes",
     "classes_file",
@@ -52,6 +59,7 @@ _CLASSES = click.option(
 @_CLASSES
 @click.option("--checkpoint", type=_FOLDER, help="Folder of the weights, for a learned policy.")
 @click.option("--single-task", is_flag=True, help="A learned policy places one task per agent and look at the state.")
+@_SETTLES
 def simulate(
     scenario: str,
     policy: str,
@@ -65,6 +73,7 @@ def simulate(
     classes_file: Path | None,
     checkpoint: Path | None,
     single_task: bool,
+    settles: bool,
 ) -> None:
     """Play episodes of a scenario with one policy, and write down what it did."""
     evaluation = _load_evaluation()
@@ -77,7 +86,7 @@ def simulate(
     kept: list[Episode] = []
     with _usage_errors():
         classes = _classes(classes_file, knowledge)
-        contender = evaluation.Contender(policy, policy, checkpoint, knowledge, single_task, classes)
+        contender = evaluation.Contender(policy, policy, checkpoint, knowledge, single_task, settles, classes)
         _check([(scenario, load)], [contender], table, seed)
     file = _opened(dump, "wb") if dump else None
     for number in range(seed, seed + episodes):
@@ -118,6 +127,7 @@ def simulate(
 @click.option("--checkpoint", "checkpoints", multiple=True, help="NAME=FOLDER: weights under a name; repeatable.")
 @click.option("--single-task", "singles", multiple=True, help="NAME=FOLDER: as --checkpoint, one task at a time.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that play.")
+@_SETTLES
 @click.pass_context
 def evaluate(
     context: click.Context,
@@ -138,6 +148,7 @@ def evaluate(
     checkpoints: Sequence[str],
     singles: Sequence[str],
     workers: int,
+    settles: bool,
     trace_file: Path,
     **replayed: Any,
 ) -> None:
@@ -155,7 +166,9 @@ def evaluate(
     with_bound = with_bound or "bound" in names
     with _usage_errors():
         classes = _classes(classes_file, knowledge)
-        contenders = _contenders([name for name in names if name != "bound"], checkpoints, singles, knowledge, classes)
+        contenders = _contenders(
+            [name for name in names if name != "bound"], checkpoints, singles, knowledge, settles, classes
+        )
         chosen = reference or contenders[0].name
         if chosen not in [contender.name for contender in contenders]:
             raise ConfigError(f"reference {chosen!r} is not among the policies {policies!r}")
@@ -300,6 +313,7 @@ def _contenders(
     checkpoints: Sequence[str],
     singles: Sequence[str],
     knowledge: str | None,
+    settles: bool,
     classes: tuple[JobClass, ...],
 ):
     """The policies of the command line; one that has weights of its own may have any name."""
@@ -318,6 +332,7 @@ def _contenders(
             checkpoint=folders.get(name),
             knowledge=knowledge,
             single_task=name in one_by_one,
+            settles=settles,
             classes=classes,
         )
         for name in names
@@ -343,7 +358,7 @@ def _check(fields, contenders, table: Path | None, seed: int) -> None:
     for scenario, load in fields:
         workload = scenarios.workload(scenario, seed, table=table, load=load)
         for contender in contenders:
-            player = contender.player(workload.scenario, seed)
+            player = replace(contender, settles=False).player(workload.scenario, seed)
             if contender.classes:
                 experience.beliefs([workload], player.knowledge, classes=contender.classes)
 

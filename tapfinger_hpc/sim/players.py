@@ -8,7 +8,7 @@ import numpy as np
 
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.sim.episodes import CompiledPlayer, Player
-from tapfinger_hpc.sim.levels import ORACLE
+from tapfinger_hpc.sim.levels import CURVES, ORACLE
 from tapfinger_hpc.sim.scenarios import Scenario
 from tapfinger_hpc.speed import JobClass
 
@@ -21,7 +21,8 @@ def make(name: str, *, seed: int = 0, **needs: Any) -> Player:
         needs: what some policies need beyond that; the others ignore it. ``random`` takes ``scenario``, for the most
             amounts that a task may be given (16 of each where it is not given; in event time those of the menu).
             Policies that ask for times take ``knowledge``; not so the two of Optimus, which always know the truth.
-            ``price`` takes ``classes`` where those are what it will be told.
+            ``price`` takes ``classes`` where those are what it will be told. ``tapfinger`` and ``price-settled``
+            settle in on ``scenario``, the former not with ``settles=False``.
 
     Raises:
         ConfigError: no policy has this name.
@@ -101,11 +102,33 @@ def _price(
     return CompiledPlayer("price", price.decide, constants.array(), knowledge=knowledge)
 
 
-def _tapfinger(*, checkpoint: Path | None = None, single_task: bool = False, knowledge: str = "", **_: Any) -> Player:
+def _price_settled(*, scenario: Scenario | None = None, knowledge: str = ORACLE, **needs: Any) -> Player:
+    if scenario is None or knowledge == CURVES:
+        return _price(scenario=scenario, knowledge=knowledge, **needs)
+    from tapfinger_hpc.policies import settling
+    from tapfinger_hpc.policies.compiled import price
+
+    return CompiledPlayer("price-settled", price.decide, settling.settle(scenario).array(), knowledge=knowledge)
+
+
+def _tapfinger(
+    *,
+    checkpoint: Path | None = None,
+    single_task: bool = False,
+    knowledge: str = "",
+    scenario: Scenario | None = None,
+    settles: bool = True,
+    **_: Any,
+) -> Player:
     from tapfinger_hpc.checkpoint import DEFAULT
     from tapfinger_hpc.policies.learned_player import AgentsPlayer
 
-    return AgentsPlayer.load(checkpoint or DEFAULT, single_task=single_task, knowledge=knowledge)
+    return AgentsPlayer.load(
+        checkpoint or DEFAULT,
+        single_task=single_task,
+        knowledge=knowledge,
+        scenario=scenario if settles else None,
+    )
 
 
 _MAKERS: dict[str, Callable[..., Player]] = {
@@ -119,6 +142,7 @@ _MAKERS: dict[str, Callable[..., Player]] = {
     "optimus": _optimus,
     "optimus-published": _optimus_published,
     "price": _price,
+    "price-settled": _price_settled,
     "tapfinger": _tapfinger,
 }
 NAMES = tuple(_MAKERS)

@@ -28,13 +28,14 @@ from tapfinger_hpc.checkpoint import CheckpointInfo, Training, write_whole
 from tapfinger_hpc.errors import CheckpointError, ConfigError, TapfingerError
 from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.nets.policy_network import Critic, PolicyNetwork
+from tapfinger_hpc.policies import settling
 from tapfinger_hpc.policies.compiled import price, tuned
 from tapfinger_hpc.sim import episodes, experience, scenarios
 from tapfinger_hpc.sim.episodes import CompiledPlayer
 from tapfinger_hpc.sim.experience import Experience
 from tapfinger_hpc.sim.knowledge import Belief
 from tapfinger_hpc.sim.levels import LEVELS, ORACLE, TYPES
-from tapfinger_hpc.sim.scenarios import Workload
+from tapfinger_hpc.sim.scenarios import Scenario, Workload
 from tapfinger_hpc.training import following, ppo
 from tapfinger_hpc.training.ppo import PPOConfig
 from tapfinger_hpc.training.team import Team
@@ -67,6 +68,9 @@ class CourseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     advice: float = 2.0
     """What is added to the logits of what the price heuristic advises when PPO begins. Imitation goes without the
     advice, so it leaves doubt where there is reason to doubt. 0: the network never hears any."""
+    clusters: int = 0
+    """How many different clusters are drawn where each workload could have its own; on each the heuristic's constants
+    are settled once (``policies.settling``), as they are in play. 0: each has its own, and constants for any."""
     network: NetworkConfig = NetworkConfig()
     ppo: PPOConfig = PPOConfig()
     average: float = 0.99
@@ -190,6 +194,7 @@ class _Course:
             raise ConfigError(f"knowledge {config.knowledge!r} is not known; known: {', '.join(LEVELS)}")
         self.scenarios = config.scenario.split(",")
         self.drawn = drawn
+        self.homes: dict[tuple[str, int], Scenario] = {}
         # An unknown name or a missing table is said at once.
         firsts = self._draw(range(len(self.scenarios)))
         self.experience: Experience | None = None
@@ -270,12 +275,15 @@ class _Course:
         config = self.config.ppo
         _set_rate(self.learner.actor_optimizer, config.learning_rate * max(0.05, 1 - done))
         workloads = [each for each in self._workloads(config.workloads) for _ in range(config.siblings)]
-        prices = self.prices if self.counters.heeds else None
-        collected = ppo.collect(self.network, workloads, config, self.source, prices, self._told(workloads))
+        prices = self._prices(workloads)
+        heard = prices if self.counters.heeds else None
+        collected = ppo.collect(self.network, workloads, config, self.source, heard, self._told(workloads))
         told = self.learner.learn(collected, self.source)
         # On the same workloads, for a single collection's mean says more of its arrivals than of the policy.
-        teacher = CompiledPlayer("price", price.decide, self.prices, self.config.knowledge)
-        heuristic = episodes.play(workloads[:: config.siblings], teacher)
+        heuristic = [
+            episodes.play([workload], CompiledPlayer("price", price.decide, constants, self.config.knowledge))[0]
+            for workload, constants in list(zip(workloads, prices, strict=True))[:: config.siblings]
+        ]
         over = collected.mean_jct / np.repeat([episode.mean_jct for episode in heuristic], config.siblings)
         return {
             "mean_jct": self.team.mean(float(collected.mean_jct.mean())),
@@ -292,10 +300,24 @@ class _Course:
         return self._draw(mine)
 
     def _draw(self, seeds: Iterable[int]) -> list[Workload]:
-        names = self.scenarios
         if self.drawn is not None:
             return [self.drawn(seed) for seed in seeds]
-        return [scenarios.workload(names[seed % len(names)], seed, table=self.table) for seed in seeds]
+        return [self._workload(seed) for seed in seeds]
+
+    def _workload(self, seed: int) -> Workload:
+        name = self.scenarios[seed % len(self.scenarios)]
+        if not (self.config.clusters and name in scenarios.DRAWN):
+            return scenarios.workload(name, seed, table=self.table)
+        home = FIRST_SEED + self.config.seed * SEEDS_OF_A_RUN + seed // len(self.scenarios) % self.config.clusters
+        if (name, home) not in self.homes:
+            self.homes[name, home] = scenarios.workload(name, home).scenario
+        return scenarios.draw(self.homes[name, home], seed)
+
+    def _prices(self, workloads: list[Workload]) -> np.ndarray:
+        """float64 [workload, constant] of the price heuristic, as the network hears them there."""
+        if not self.config.clusters or self.drawn is not None:
+            return np.tile(self.prices, (len(workloads), 1))
+        return np.array([settling.settle(each.scenario).array() for each in workloads])
 
     def _told(self, workloads: list[Workload]) -> list[Belief | None]:
         return experience.beliefs(workloads, self.config.knowledge, self.experience)

@@ -98,7 +98,7 @@ def collect(
     """Plays one episode of each workload with drawn actions, and keeps everything.
 
     Args:
-        prices: constants of the price heuristic whose advice the network hears.
+        prices: [workload, constant] of the price heuristic, whose advice the network hears.
         beliefs: what the network is told of the tasks' times; it is paid for the true ones.
     """
     frame, truth = core.environments(workloads, beliefs=beliefs)

@@ -32,6 +32,7 @@ OF_SCENARIOS = {
     "classes_file": "--classes",
     "singles": "--single-task",
     "workers": "--workers",
+    "settles": "--settle",
 }
 """Options of ``evaluate`` that mean nothing where a trace is replayed."""
 BOTH, KEEP, CHANGE = "both", "keep", "change"

@@ -1,0 +1,74 @@
+"""Settling in: which constants of the price heuristic serve one cluster, found by playing drawn futures of it.
+
+No single set serves every cluster: ones tuned for a cluster are several percent better there than those for any. A full
+search (``compiled.tune_price``) takes minutes; here a portfolio of sets, each of which was found best for some drawn
+cluster, plays the same few workloads of this one, the better half more of them, until one is left. It is taken only if
+it beats the constants for any cluster on workloads that had no part in the choice. The same scenario always settles on
+the same constants.
+"""
+
+import dataclasses
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tapfinger_hpc.policies.compiled import tune_price
+from tapfinger_hpc.policies.compiled.price import Prices
+from tapfinger_hpc.sim.scenarios import Scenario, draw
+
+PORTFOLIO = Path(__file__).parent / "portfolio.json"
+ROUNDS = ((4, 3), (8, 2), (16, 100))
+"""How many workloads each round plays, and by what the number of sets is divided after it."""
+HELD_OUT = 24
+TASKS = 200
+"""Longer episodes are cut to so many tasks: most of what constants are worth shows in them."""
+_SEED = 5_000_000
+"""Of the workloads that are played; no evaluation, training or tuning has these."""
+_settled: dict[bytes, Prices] = {}
+
+
+@cache
+def portfolio() -> tuple[Prices, ...]:
+    """Sets of constants, those for any cluster first."""
+    found = json.loads(PORTFOLIO.read_text(encoding="utf-8"))
+    return (Prices(), *(Prices(**{name: float(value) for name, value in each.items()}) for each in found))
+
+
+def settle(scenario: Scenario) -> Prices:
+    """The constants for this scenario; kept, as it takes some seconds."""
+    key = _fingerprint(scenario)
+    if key not in _settled:
+        _settled[key] = _search(scenario)
+    return _settled[key]
+
+
+def _search(scenario: Scenario) -> Prices:
+    scenario = dataclasses.replace(scenario, tasks=min(scenario.tasks, TASKS))
+    left = list(portfolio())
+    first = _SEED
+    totals = np.zeros(len(left))
+    for count, divisor in ROUNDS:
+        workloads = [draw(scenario, first + number) for number in range(count)]
+        first += count
+        totals = totals + np.log(tune_price.scores(workloads, left)).sum(axis=1)
+        order = np.argsort(totals, kind="stable")[: max(1, len(left) // divisor)]
+        left, totals = [left[position] for position in order], totals[order]
+    workloads = [draw(scenario, first + number) for number in range(HELD_OUT)]
+    ours, usual = np.log(tune_price.scores(workloads, [left[0], Prices()]))
+    return left[0] if ours.mean() < usual.mean() else Prices()
+
+
+def _fingerprint(scenario: Scenario) -> bytes:
+    """Of all that workloads are drawn from."""
+    digest = hashlib.sha256()
+    for field in dataclasses.fields(scenario):
+        if field.name != "types":
+            digest.update(f"{field.name}={getattr(scenario, field.name)!r};".encode())
+    for kind in scenario.types:
+        digest.update(f"{kind.minimum};{kind.log_std};".encode())
+        for part in (kind.rate, kind.mem_mb):
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.digest()
