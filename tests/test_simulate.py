@@ -142,7 +142,7 @@ def test_another_simulator_comes_to_the_same_completion_times(scenario, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", [name for name in players.NAMES if name != "tapfinger"])
+@pytest.mark.parametrize("policy", [name for name in players.NAMES if name not in ("tapfinger", "price-settled")])
 @pytest.mark.parametrize("scenario", ["hetero-6", "uniform-3", "synthetic-3", "random"])
 def test_every_policy_keeps_to_the_rules_on_many_workloads(scenario, policy):
     for seed in range(3):

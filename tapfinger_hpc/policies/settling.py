@@ -1,10 +1,9 @@
 """Settling in: which constants of the price heuristic serve one cluster, found by playing drawn futures of it.
 
-No single set serves every cluster: ones tuned for a cluster are several percent better there than those for any. A full
-search (``compiled.tune_price``) takes minutes; here a portfolio of sets, each of which was found best for some drawn
-cluster, plays the same few workloads of this one, the better half more of them, until one is left. It is taken only if
-it beats the constants for any cluster on workloads that had no part in the choice. The same scenario always settles on
-the same constants.
+No single set serves every cluster: ones tuned for a cluster are some percent better there than those for any. A full
+search (``compiled.tune_price``) takes minutes; here a portfolio of sets, each of which was found for one drawn cluster,
+plays the same few workloads of this one, the better of them some more, until one is left. It is taken only if it beats
+the usual constants on workloads that had no part in the choice. The same scenario always settles on the same constants.
 """
 
 import dataclasses
@@ -15,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tapfinger_hpc.policies.compiled import tune_price
+from tapfinger_hpc.policies.compiled import tune_price, tuned
 from tapfinger_hpc.policies.compiled.price import Prices
-from tapfinger_hpc.sim.scenarios import Scenario, draw
+from tapfinger_hpc.sim.scenarios import DRAWN, Scenario, draw
 
 PORTFOLIO = Path(__file__).parent / "portfolio.json"
-ROUNDS = ((4, 3), (8, 2), (16, 100))
-"""How many workloads each round plays, and by what the number of sets is divided after it."""
+ROUNDS = ((4, 5), (8, 2), (16, 1))
+"""How many workloads each round plays, and how many sets are left after it."""
 HELD_OUT = 24
 TASKS = 200
 """Longer episodes are cut to so many tasks: most of what constants are worth shows in them."""
@@ -32,33 +31,35 @@ _settled: dict[bytes, Prices] = {}
 
 @cache
 def portfolio() -> tuple[Prices, ...]:
-    """Sets of constants, those for any cluster first."""
+    """Sets of constants."""
     found = json.loads(PORTFOLIO.read_text(encoding="utf-8"))
-    return (Prices(), *(Prices(**{name: float(value) for name, value in each.items()}) for each in found))
+    return tuple(Prices(**{name: float(value) for name, value in each.items()}) for each in found)
 
 
 def settle(scenario: Scenario) -> Prices:
-    """The constants for this scenario; kept, as it takes some seconds."""
+    """The constants for this scenario; those that were tuned for it, where it has some. Kept: it takes some seconds."""
+    if scenario.name in tuned.SCENARIOS and scenario.name not in DRAWN:
+        return tuned.SCENARIOS[scenario.name]
     key = _fingerprint(scenario)
     if key not in _settled:
-        _settled[key] = _search(scenario)
+        _settled[key] = _search(scenario, tuned.prices(scenario.name))
     return _settled[key]
 
 
-def _search(scenario: Scenario) -> Prices:
+def _search(scenario: Scenario, usual: Prices) -> Prices:
     scenario = dataclasses.replace(scenario, tasks=min(scenario.tasks, TASKS))
-    left = list(portfolio())
+    left = [usual, *portfolio()]
     first = _SEED
     totals = np.zeros(len(left))
-    for count, divisor in ROUNDS:
+    for count, kept in ROUNDS:
         workloads = [draw(scenario, first + number) for number in range(count)]
         first += count
         totals = totals + np.log(tune_price.scores(workloads, left)).sum(axis=1)
-        order = np.argsort(totals, kind="stable")[: max(1, len(left) // divisor)]
+        order = np.argsort(totals, kind="stable")[:kept]
         left, totals = [left[position] for position in order], totals[order]
     workloads = [draw(scenario, first + number) for number in range(HELD_OUT)]
-    ours, usual = np.log(tune_price.scores(workloads, [left[0], Prices()]))
-    return left[0] if ours.mean() < usual.mean() else Prices()
+    found, before = np.log(tune_price.scores(workloads, [left[0], usual])).mean(axis=1)
+    return left[0] if found < before else usual
 
 
 def _fingerprint(scenario: Scenario) -> bytes:

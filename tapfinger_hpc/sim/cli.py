@@ -36,7 +36,7 @@ _SETTLES = click.option(
     "--settle/--no-settle",
     "settles",
     default=True,
-    help="Weights for any cluster first settle in on the scenario, or on each drawn cluster, for some seconds.",
+    help="Weights for any cluster first look for the constants of their advice on each drawn cluster, some seconds.",
 )
 _CLASSES = click.option(
     "--classes",

@@ -26,6 +26,7 @@ PRESENT, ADAPTED = "present", "adapted"
 OF_SCENARIOS = {
     "scenario": "--scenario",
     "table": "--table",
+    "clusters": "--clusters",
     "knowledge": "--knowledge",
     "ablate": "--ablate",
     "from_scratch": "--from-scratch",

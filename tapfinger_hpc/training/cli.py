@@ -13,6 +13,9 @@ from tapfinger_hpc.nets.config import ABLATIONS
 from tapfinger_hpc.sim.levels import LEVELS, ORACLE
 from tapfinger_hpc.training import adapting
 
+CLUSTERS = 96
+"""Settling in on them takes some minutes of a course that should take an hour."""
+
 
 @click.command()
 @click.option(
@@ -31,6 +34,13 @@ from tapfinger_hpc.training import adapting
 )
 @click.option("--start", type=click.Path(file_okay=False, path_type=Path), help="Checkpoint to begin with.")
 @click.option(
+    "--clusters",
+    type=click.IntRange(min=0),
+    default=CLUSTERS,
+    show_default=True,
+    help="Different clusters of a drawn scenario, each settled in on; 0: another for every workload, and no settling.",
+)
+@click.option(
     "--knowledge", type=click.Choice(LEVELS), default=ORACLE, show_default=True, help="What it is told of tasks' speed."
 )
 @click.option("--ablate", type=click.Choice(ABLATIONS), multiple=True, help="Go without this; repeatable.")
@@ -48,6 +58,7 @@ def train(
     workers: int,
     table: Path | None,
     start: Path | None,
+    clusters: int,
     knowledge: str,
     ablate: Sequence[str],
     from_scratch: bool,
@@ -71,7 +82,9 @@ def train(
         ) from error
     if adapts:
         sys.exit(adapting.adapt(out, start, minutes, iterations, seed, workers, resume, **site))
-    config = course.CourseConfig(scenario, knowledge=knowledge, minutes=minutes, iterations=iterations, seed=seed)
+    config = course.CourseConfig(
+        scenario, knowledge=knowledge, minutes=minutes, iterations=iterations, seed=seed, clusters=clusters
+    )
     config = course.ablated(config, [*ablate, *(["imitation"] if from_scratch else [])])
     try:
         info = starting.run(config, out, workers=workers, table=table, start=start, resume=resume)

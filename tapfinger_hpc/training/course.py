@@ -34,7 +34,7 @@ from tapfinger_hpc.sim import episodes, experience, scenarios
 from tapfinger_hpc.sim.episodes import CompiledPlayer
 from tapfinger_hpc.sim.experience import Experience
 from tapfinger_hpc.sim.knowledge import Belief
-from tapfinger_hpc.sim.levels import LEVELS, ORACLE, TYPES
+from tapfinger_hpc.sim.levels import CURVES, LEVELS, ORACLE, TYPES
 from tapfinger_hpc.sim.scenarios import Scenario, Workload
 from tapfinger_hpc.training import following, ppo
 from tapfinger_hpc.training.ppo import PPOConfig
@@ -69,8 +69,8 @@ class CourseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is added to the logits of what the price heuristic advises when PPO begins. Imitation goes without the
     advice, so it leaves doubt where there is reason to doubt. 0: the network never hears any."""
     clusters: int = 0
-    """How many different clusters are drawn where each workload could have its own; on each the heuristic's constants
-    are settled once (``policies.settling``), as they are in play. 0: each has its own, and constants for any."""
+    """How many different clusters each drawn scenario has; on each the constants of the advice are settled once
+    (``policies.settling``), as they are in play. 0: another for every workload, and constants for any cluster."""
     network: NetworkConfig = NetworkConfig()
     ppo: PPOConfig = PPOConfig()
     average: float = 0.99
@@ -315,7 +315,7 @@ class _Course:
 
     def _prices(self, workloads: list[Workload]) -> np.ndarray:
         """float64 [workload, constant] of the price heuristic, as the network hears them there."""
-        if not self.config.clusters or self.drawn is not None:
+        if not self.config.clusters or self.drawn is not None or self.config.knowledge == CURVES:
             return np.tile(self.prices, (len(workloads), 1))
         return np.array([settling.settle(each.scenario).array() for each in workloads])
 
