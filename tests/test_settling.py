@@ -1,19 +1,22 @@
 """Settling in on a cluster: from a portfolio of constants to those that serve it, never to worse ones than before."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from tapfinger_hpc import checkpoint
 from tapfinger_hpc.policies import settling
-from tapfinger_hpc.policies.compiled import tune_price, tuned
+from tapfinger_hpc.policies.compiled import price, tune_price, tuned
 from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.policies.learned_player import AgentsPlayer
 from tapfinger_hpc.sim import players, scenarios
+from tapfinger_hpc.sim.episodes import CompiledPlayer
 
 SCENARIO = replace(scenarios.scenario("hetero-6"), name="random", tasks=40)
-THOUGHTLESS = Prices(base=20.0, patience=0.5, room=0.0, reserve=0.0, length=0.0, age=0.0)
+THOUGHTLESS = Prices(base=20.0, backlog=10.0, load=3.0, cpu=0.02, patience=4.0, size=1.5, length=4.0, age=0.0)
 """Gives everybody the least."""
 SHIPPED = settling.portfolio
 
@@ -23,7 +26,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """One set, few workloads, nothing settled before."""
     monkeypatch.setattr(settling, "ROUNDS", ((2, 1),))
     monkeypatch.setattr(settling, "HELD_OUT", 4)
+    monkeypatch.setattr(settling, "CONTEST", 4)
     monkeypatch.setattr(settling, "_settled", {})
+    monkeypatch.setattr(settling, "_chosen", {})
     monkeypatch.setattr(settling, "portfolio", lambda: (THOUGHTLESS,))
 
 
@@ -71,12 +76,31 @@ def test_a_scenario_with_constants_of_its_own_has_them_at_once(monkeypatch: pyte
 
 def test_weights_for_any_cluster_hear_the_constants_that_were_settled_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "settle", lambda _: THOUGHTLESS)
+    monkeypatch.setattr(settling, "better", lambda _scenario, agents, _heuristic, _key: agents)
     assert np.array_equal(heard(players.make("tapfinger", scenario=SCENARIO)), THOUGHTLESS.array())
     kept = np.array(checkpoint.describe(checkpoint.DEFAULT).advice)
     for more in ({"settles": False}, {"knowledge": "curves"}):
         assert np.array_equal(heard(players.make("tapfinger", scenario=SCENARIO, **more)), kept)
-    assert np.array_equal(heard(AgentsPlayer.load(checkpoint.DEFAULT)), kept)
+    assert np.array_equal(heard(players.make("tapfinger")), kept)
     assert np.array_equal(players.make("price-settled", scenario=SCENARIO)._parameters, THOUGHTLESS.array())
+
+
+def test_weights_of_a_scenario_do_not_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, info = checkpoint.read(checkpoint.DEFAULT)
+    training = msgspec.structs.replace(info.training, scenario="hetero-6")
+    checkpoint.save(tmp_path, info.network, weights, training, info.advice)
+    monkeypatch.setattr(settling, "settle", None)
+    assert np.array_equal(heard(players.make("tapfinger", scenario=SCENARIO, checkpoint=tmp_path)), info.advice)
+
+
+def test_of_two_players_the_one_plays_that_ends_tasks_earlier() -> None:
+    thoughtful, thoughtless = (
+        CompiledPlayer(name, price.decide, constants.array())
+        for name, constants in (("thoughtful", Prices()), ("thoughtless", THOUGHTLESS))
+    )
+    for first, second in ((thoughtful, thoughtless), (thoughtless, thoughtful)):
+        assert settling.better(SCENARIO, first, second, f"{first.name} first") is thoughtful
+    assert settling.better(SCENARIO, thoughtless, thoughtful, "thoughtful first") is thoughtless  # as it was kept
 
 
 def heard(player: AgentsPlayer) -> np.ndarray:

@@ -12,12 +12,9 @@ import numpy as np
 from tapfinger_hpc import checkpoint
 from tapfinger_hpc.frame import Frame
 from tapfinger_hpc.nets.config import Without
-from tapfinger_hpc.policies import settling
 from tapfinger_hpc.policies.decoding import NOTHING, Decoder, Network, Simulated, most_probable
 from tapfinger_hpc.sim.core import Truth
 from tapfinger_hpc.sim.experience import Experience
-from tapfinger_hpc.sim.levels import CURVES
-from tapfinger_hpc.sim.scenarios import DRAWN, Scenario
 
 
 class AgentsPlayer:
@@ -54,33 +51,31 @@ class AgentsPlayer:
         name: str = "tapfinger",
         single_task: bool = False,
         knowledge: str = "",
-        scenario: Scenario | None = None,
     ) -> "AgentsPlayer":
         """The policy of a checkpoint.
 
         Args:
             single_task: also where it was not trained so.
             knowledge: where not what it was trained with.
-            scenario: what it settles in on first, if it was trained for any cluster and is told the times.
 
         Raises:
             CheckpointError: it cannot be used, and why.
         """
         network, info = checkpoint.load(folder)
         prices = np.array(info.advice) if info.advice else None
-        knowledge = knowledge or info.training.knowledge
-        anywhere = set(info.training.scenario.split(",")) <= set(DRAWN)
-        if scenario is not None and prices is not None and anywhere and knowledge != CURVES:
-            prices = settling.settle(scenario).array()
         without = info.network.without
         return cls(
             network,
             prices,
             name=name,
-            knowledge=knowledge,
+            knowledge=knowledge or info.training.knowledge,
             experience=info.experience,
             without=msgspec.structs.replace(without, multi_task=True) if single_task else without,
         )
+
+    def hear(self, prices: np.ndarray) -> None:
+        """Other constants of the price heuristic, for all that is played from here on."""
+        self._prices, self._decoder = prices, None
 
     def play_slot(self, frame: Frame, truth: Truth, envs: np.ndarray) -> int:
         """All placements of the present slot; how many decisions that took."""

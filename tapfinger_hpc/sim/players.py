@@ -9,7 +9,7 @@ import numpy as np
 from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.sim.episodes import CompiledPlayer, Player
 from tapfinger_hpc.sim.levels import CURVES, ORACLE
-from tapfinger_hpc.sim.scenarios import Scenario
+from tapfinger_hpc.sim.scenarios import DRAWN, Scenario
 from tapfinger_hpc.speed import JobClass
 
 
@@ -21,8 +21,8 @@ def make(name: str, *, seed: int = 0, **needs: Any) -> Player:
         needs: what some policies need beyond that; the others ignore it. ``random`` takes ``scenario``, for the most
             amounts that a task may be given (16 of each where it is not given; in event time those of the menu).
             Policies that ask for times take ``knowledge``; not so the two of Optimus, which always know the truth.
-            ``price`` takes ``classes`` where those are what it will be told. ``tapfinger`` and ``price-settled``
-            settle in on ``scenario``, the former not with ``settles=False``.
+            ``price`` takes ``classes`` where those are what it will be told. ``price-settled`` settles in on
+            ``scenario``, and so does ``tapfinger`` where its weights are for any cluster and ``settles`` is not False.
 
     Raises:
         ConfigError: no policy has this name.
@@ -120,15 +120,22 @@ def _tapfinger(
     settles: bool = True,
     **_: Any,
 ) -> Player:
-    from tapfinger_hpc.checkpoint import DEFAULT
+    from tapfinger_hpc import checkpoint as checkpoints
     from tapfinger_hpc.policies.learned_player import AgentsPlayer
 
-    return AgentsPlayer.load(
-        checkpoint or DEFAULT,
-        single_task=single_task,
-        knowledge=knowledge,
-        scenario=scenario if settles else None,
-    )
+    folder = checkpoint or checkpoints.DEFAULT
+    agents = AgentsPlayer.load(folder, single_task=single_task, knowledge=knowledge)
+    info = checkpoints.describe(folder)
+    anywhere = set(info.training.scenario.split(",")) <= set(DRAWN)
+    if not (settles and scenario is not None and anywhere and info.advice) or agents.knowledge == CURVES:
+        return agents
+    from tapfinger_hpc.policies import settling
+    from tapfinger_hpc.policies.compiled import price
+
+    constants = settling.settle(scenario).array()
+    agents.hear(constants)
+    heuristic = CompiledPlayer(agents.name, price.decide, constants, knowledge=agents.knowledge)
+    return settling.better(scenario, agents, heuristic, f"{info.fingerprint} {single_task} {agents.knowledge}")
 
 
 _MAKERS: dict[str, Callable[..., Player]] = {
