@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tapfinger_hpc import checkpoint
-from tapfinger_hpc.policies import settling
+from tapfinger_hpc.policies import constants, settling
 from tapfinger_hpc.policies.compiled import price, tune_price, tuned
 from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.policies.learned_player import AgentsPlayer
@@ -19,6 +19,7 @@ SCENARIO = replace(scenarios.scenario("hetero-6"), name="random", tasks=40)
 THOUGHTLESS = Prices(base=20.0, backlog=10.0, load=3.0, cpu=0.02, patience=4.0, size=1.5, length=4.0, age=0.0)
 """Gives everybody the least."""
 SHIPPED = settling.portfolio
+REFINED = settling._refined
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """One set, few workloads, nothing settled before."""
     monkeypatch.setattr(settling, "ROUNDS", ((2, 1),))
     monkeypatch.setattr(settling, "HELD_OUT", 4)
+    monkeypatch.setattr(settling, "_refined", lambda _, start: start)
     monkeypatch.setattr(settling, "CONTEST", 4)
     monkeypatch.setattr(settling, "_settled", {})
     monkeypatch.setattr(settling, "_chosen", {})
@@ -43,6 +45,16 @@ def test_what_serves_it_better_is_taken(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(tuned, "prices", lambda *_: THOUGHTLESS)  # as if those were the usual ones
     monkeypatch.setattr(settling, "portfolio", lambda: (Prices(),))
     assert settling.settle(SCENARIO) == Prices()
+
+
+def test_a_short_search_goes_on_from_the_best_of_the_portfolio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From constants that are far off any search of a few generations gains, the same each time."""
+    monkeypatch.setattr(settling, "GENERATIONS", 2)
+    found = REFINED(SCENARIO, THOUGHTLESS)
+    assert found == REFINED(SCENARIO, THOUGHTLESS) != THOUGHTLESS
+    workloads = [scenarios.draw(SCENARIO, seed) for seed in range(8)]
+    refined, before = np.log(tune_price.scores(workloads, [found, THOUGHTLESS])).mean(axis=1)
+    assert refined < before
 
 
 def test_what_was_lucky_in_the_choice_must_beat_the_usual_ones_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +107,8 @@ def test_weights_of_a_scenario_do_not_settle(tmp_path: Path, monkeypatch: pytest
 
 def test_of_two_players_the_one_plays_that_ends_tasks_earlier() -> None:
     thoughtful, thoughtless = (
-        CompiledPlayer(name, price.decide, constants.array())
-        for name, constants in (("thoughtful", Prices()), ("thoughtless", THOUGHTLESS))
+        CompiledPlayer(name, price.decide, prices.array())
+        for name, prices in (("thoughtful", Prices()), ("thoughtless", THOUGHTLESS))
     )
     for first, second in ((thoughtful, thoughtless), (thoughtless, thoughtful)):
         assert settling.better(SCENARIO, first, second, f"{first.name} first") is thoughtful
@@ -111,5 +123,5 @@ def heard(player: AgentsPlayer) -> np.ndarray:
 def test_the_portfolio_that_ships_keeps_the_bounds_of_the_search() -> None:
     sets = SHIPPED()
     assert len(set(sets)) == len(sets) > 5
-    for name, (low, high, _) in tune_price.WITH_MEMORY.items():
+    for name, (low, high, _) in constants.WITH_MEMORY.items():
         assert all(low <= getattr(each, name) <= high for each in sets)

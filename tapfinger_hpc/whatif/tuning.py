@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EPISODES = 8
 """Workloads of a generation: half as many as of a scenario, as those of one site differ less."""
-OF_SCENARIOS = {"name": "--scenario", "table": "--table"}
+OF_SCENARIOS = {"name": "--scenario", "table": "--table", "portfolio": "--portfolio"}
 options = whatif.learning("Tune for the jobs of this trace instead; the later part says whether it is better.")
 
 
@@ -96,14 +96,17 @@ def tune(
 @contextlib.contextmanager
 def searching(console: Console, name: str, minutes: float) -> Iterator[Callable[[int, float, float], None]]:
     """Shows how far a search is; gives what is to be told of each generation."""
+    with timed(console, f"tuning for {name}", minutes) as tell:
+        yield lambda generation, elapsed_s, spread: tell(f"generation {generation}, spread {spread:.3f}", elapsed_s)
+
+
+@contextlib.contextmanager
+def timed(console: Console, doing: str, minutes: float) -> Iterator[Callable[[str, float], None]]:
+    """Shows how much of the time has passed; gives what is to be told of what is being done, and the seconds passed."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"tuning for {name}", total=60 * minutes)
-
-        def report(generation: int, elapsed_s: float, spread: float) -> None:
-            bar.update(task, completed=elapsed_s, description=f"generation {generation}, spread {spread:.3f}")
-
-        yield report
+        task = bar.add_task(doing, total=60 * minutes)
+        yield lambda doing, elapsed_s: bar.update(task, completed=elapsed_s, description=doing)
 
 
 def _judged(console: Console, held_out: Any, present: "Prices", found: "Prices") -> "Verdict":

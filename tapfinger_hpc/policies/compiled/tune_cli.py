@@ -21,6 +21,11 @@ from tapfinger_hpc.whatif import tuning
 @click.option(
     "--start", type=click.Path(dir_okay=False, path_type=Path), help="Constants to start from: an earlier --out."
 )
+@click.option(
+    "--portfolio",
+    type=click.IntRange(min=1),
+    help="Make so many sets of constants that together serve drawn clusters; of random,cluster, by turns.",
+)
 @tuning.options
 @click.pass_context
 def tune(
@@ -32,6 +37,7 @@ def tune(
     workers: int,
     table: Path | None,
     start: Path | None,
+    portfolio: int | None,
     **site: Any,
 ) -> None:
     """Tune the price heuristic for a scenario, or on a site's own past jobs.
@@ -43,10 +49,19 @@ def tune(
     of_site = tuning.asked(context)
     try:
         from tapfinger_hpc.policies import constants
-        from tapfinger_hpc.policies.compiled import tune_price, tuned
+        from tapfinger_hpc.policies.compiled import tune_portfolio, tune_price, tuned
         from tapfinger_hpc.sim import scenarios
     except ModuleNotFoundError as error:
         raise ConfigError(f"tuning needs {error.name}: install tapfinger-hpc[evaluate]") from error
+    if portfolio and not of_site:
+        names = name.split(",")
+        if wrong := [each for each in names if each not in scenarios.DRAWN]:
+            raise ConfigError(f"--portfolio is of drawn clusters ({', '.join(scenarios.DRAWN)}), not {wrong[0]!r}")
+        with tuning.timed(Console(stderr=True), "drawing clusters", minutes) as tell:
+            made = tune_portfolio.make(names, portfolio, minutes, seed, progress=tell)
+        tune_portfolio.save(made, out)
+        click.echo(f"{name}: {len(made)} sets of constants; wrote {out}")
+        return
     first = constants.read(start) if start else None
     if of_site:
         sys.exit(tuning.tune(out, start, first, minutes, seed, workers, **site))

@@ -57,7 +57,7 @@ def make(
             found.append(best)
         number += 1
         progress(f"{len(found)} sets from {number} clusters", passed())
-    gains = []
+    gains: list[np.ndarray] = []
     while (passed() < 60 * minutes or not gains) and found:
         scenario = _scenario(names, first + number)
         workloads = [draw(scenario, scenario_seed) for scenario_seed in _seeds(first + number)]
