@@ -204,7 +204,8 @@ def test_weights_play_under_names_of_their_own_at_once_or_task_by_task(tmp_path)
 def test_the_learned_policy_without_a_folder_is_the_one_that_ships(tmp_path):
     file = tmp_path / "report.json"
     done = CliRunner().invoke(
-        cli.evaluate, ["--scenario", "synthetic-3", "--policies", "min,tapfinger", "--seeds", "1", "--json", str(file)]
+        cli.evaluate,
+        [*"--scenario synthetic-3 --policies min,tapfinger --seeds 1 --no-settle --json".split(), str(file)],
     )
     assert done.exit_code == 0, done.output
     (contest,) = msgspec.json.decode(file.read_bytes(), type=evaluate.Report).contests
