@@ -205,7 +205,17 @@ def test_the_learned_policy_without_a_folder_is_the_one_that_ships(tmp_path):
     file = tmp_path / "report.json"
     done = CliRunner().invoke(
         cli.evaluate,
-        [*"--scenario synthetic-3 --policies min,tapfinger --seeds 1 --no-settle --json".split(), str(file)],
+        [
+            "--scenario",
+            "synthetic-3",
+            "--policies",
+            "min,tapfinger",
+            "--seeds",
+            "1",
+            "--no-settle",
+            "--json",
+            str(file),
+        ],
     )
     assert done.exit_code == 0, done.output
     (contest,) = msgspec.json.decode(file.read_bytes(), type=evaluate.Report).contests
