@@ -397,6 +397,15 @@ def test_what_is_found_is_never_worse_on_the_held_out_workloads_than_what_was_th
     assert found.prices != poor
 
 
+def test_a_search_begins_with_the_best_of_the_constants_that_it_is_given():
+    poor = PLAIN._replace(patience=4.0, margin=0.3, backlog=10.0)
+    short = {"population": 4, "episodes": 2, "generations": 0, "held_out": 4}
+    found = tune_price.tune(SHORT, 1.0, 1, start=poor, others=tuned.shipped(), **short)
+    assert found.prices in tuned.shipped()
+    assert found.mean < found.started_at
+    assert tune_price.tune(SHORT, 1.0, 1, start=found.prices, others=[poor], **short).prices == found.prices
+
+
 def test_the_evolution_comes_to_the_minimum_of_a_bowl():
     source = np.random.default_rng(0)
     search = tune_price._Evolution(np.full(5, 0.9), 0.2, 10, source)

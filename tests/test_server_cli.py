@@ -122,6 +122,16 @@ def start(config: Path) -> Iterator[Callable[..., Server]]:
         server.process.communicate()
 
 
+@pytest.mark.slow
+def test_it_does_not_start_with_constants_that_cannot_be_used(start, tmp_path: Path) -> None:
+    broken = tmp_path / "constants.json"
+    broken.write_text('{"prices": {"base": 1}}')
+    server = start("--constants", broken, "--policy", "price", "--socket", tmp_path / "server.sock")
+    assert server.process.wait(120) == 1
+    assert f"{str(broken)!r}: prices.adapt is missing" in server.errors()
+    assert not (tmp_path / "server.sock").exists()
+
+
 def test_it_answers_over_a_unix_socket_that_only_owner_and_group_may_use(start, tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     server = start("--socket", path)

@@ -71,6 +71,7 @@ def tune(
                 minutes,
                 seed,
                 start=present,
+                others=tuned.shipped(),
                 drawn=parts.workloads,
                 episodes=EPISODES,
                 workers=workers,

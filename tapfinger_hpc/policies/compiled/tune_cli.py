@@ -19,7 +19,9 @@ from tapfinger_hpc.whatif import tuning
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
 @click.option("--table", type=click.Path(dir_okay=False, path_type=Path), help="Measurements of the test-bed.")
 @click.option(
-    "--start", type=click.Path(dir_okay=False, path_type=Path), help="Constants to start from: an earlier --out."
+    "--start",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Constants to start from, and to beat: an earlier --out.",
 )
 @click.option(
     "--portfolio",

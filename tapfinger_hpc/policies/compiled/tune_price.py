@@ -6,7 +6,7 @@ no generation saw. Seeded; the time that it may take is the caller's.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,9 @@ from tapfinger_hpc.sim.scenarios import CLUSTER, Scenario, Workload, draw, rando
 DRAWN_TASKS = 128
 HELD_OUT = 100
 """Workloads that decide whether what was found is kept."""
-_HELD_OUT_SEED, _SEARCH_SEED = 3_000_000, 4_000_000
+BEGIN = 32
+"""Workloads that decide with which constants a search begins, where there is a choice."""
+_BEGIN_SEED, _HELD_OUT_SEED, _SEARCH_SEED = 2_000_000, 3_000_000, 4_000_000
 _MAX_SLOTS = 20_000
 
 
@@ -58,6 +60,7 @@ def tune(
     seed: int = 0,
     *,
     start: Prices | None = None,
+    others: Sequence[Prices] = (),
     drawn: Callable[[int], Workload] | None = None,
     population: int = 14,
     episodes: int = 16,
@@ -70,33 +73,39 @@ def tune(
 
     Args:
         scenario: or one of ``scenarios.DRAWN``: another cluster, load and set of speed curves for each workload.
+        start: constants to beat, and to begin with.
+        others: to begin with instead, where they do better.
         drawn: makes the workload of a seed, in event time; ``scenario`` is then its name alone.
         workers: threads; what is found does not depend on them but by the time.
         progress: told of each generation: how many there were, the seconds passed and the spread of its candidates.
     """
     began = time.monotonic()
-    start = start or Prices()
+    start = begin = start or Prices()
     space = WITH_MEMORY if drawn or scenario == CLUSTER else SPACE
     made = drawn or partial(_workload, scenario)
-    search = _Evolution(_to_unit(start, space), 0.12, population, np.random.default_rng(seed))
+    if others:
+        workloads = [made(_BEGIN_SEED + number) for number in range(BEGIN)]
+        begin = (start, *others)[int(_summary(scenario, scores(workloads, [start, *others], workers)).argmin())]
+    search = _Evolution(_to_unit(begin, space), 0.12, population, np.random.default_rng(seed))
     generation = 0
     while time.monotonic() - began < 60 * minutes and generation < generations:
         first = _SEARCH_SEED + (seed * 10_000 + generation) * episodes
         workloads = [made(first + number) for number in range(episodes)]
         candidates = search.ask()
-        values = scores(workloads, [_from_unit(start, candidate, space) for candidate in candidates], workers)
+        values = scores(workloads, [_from_unit(begin, candidate, space) for candidate in candidates], workers)
         outside = np.abs(candidates - np.clip(candidates, 0, 1)).sum(axis=1)
         search.tell(candidates, _summary(scenario, values) + 0.1 * outside)
         generation += 1
         progress(generation, time.monotonic() - began, search.spread)
     workloads = [made(_HELD_OUT_SEED + number) for number in range(held_out)]
-    found = _from_unit(start, search.mean, space)
-    before, after = _summary(scenario, scores(workloads, [start, found], workers))
+    last = [start, begin, _from_unit(begin, search.mean, space)]
+    means = _summary(scenario, scores(workloads, last, workers))
+    best = int(means.argmin())
     return Tuned(
         scenario=scenario if isinstance(scenario, str) else scenario.name,
-        prices=found if after < before else start,
-        mean=float(min(before, after)),
-        started_at=float(before),
+        prices=last[best],
+        mean=float(means[best]),
+        started_at=float(means[0]),
         generations=generation,
         minutes=minutes,
         seed=seed,

@@ -251,3 +251,8 @@ def prices(scenario: str = "random", knowledge: str = ORACLE) -> Prices:
     (hetero-6 with "curves": 3.80 slots with its own constants, 3.49 with these).
     """
     return Prices() if knowledge == CURVES else SCENARIOS.get(scenario, Prices())
+
+
+def shipped() -> tuple[Prices, ...]:
+    """All that there are, each once: those for any cluster first."""
+    return tuple(dict.fromkeys((Prices(), *SCENARIOS.values())))
