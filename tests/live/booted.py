@@ -22,6 +22,8 @@ STOP_S = 100.0
 """systemd kills what does not stop within 90 s."""
 
 KEEPER = r"""
+# Whoever reads may be gone.
+trap "" PIPE
 mount -t tmpfs -o mode=755 tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root" "$1/cgroup"
 mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$1/root"
@@ -137,11 +139,10 @@ class Machine:
             stdin=subprocess.DEVNULL, stdout=self._console, stderr=subprocess.STDOUT,
         )  # fmt: skip
         deadline = time.monotonic() + BOOT_S
-        while (state := self._state()) not in ("running", "degraded"):
+        while self._state() not in ("running", "degraded"):
             if self._on.poll() is not None or time.monotonic() > deadline:
                 raise CannotBoot(f"systemd as process 1 does not come up here: {self._last_words(self._console)}")
             time.sleep(0.2)
-        assert state == "running", self.sh("systemctl --failed --no-legend --plain; journalctl -b -p warning")
 
     def switch_off(self) -> None:
         """As `poweroff` does: everything is stopped in its order first."""
@@ -166,7 +167,7 @@ class Machine:
                 stdin=source, capture_output=True, text=True, timeout=timeout_s,
             )  # fmt: skip
 
-    def until(self, condition: str, timeout_s: float = 60.0) -> None:
+    def until(self, condition: str, timeout_s: float = 120.0) -> None:
         """Waits for a command to succeed."""
         deadline = time.monotonic() + timeout_s
         while (last := self.run(condition)).returncode:

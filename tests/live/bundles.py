@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from release import build
+from slurm_plugin.sandbox.userland import Userland
 
-PYTHON = "3.11"
-"""Debian 12's."""
 EPOCH_S = 1_795_000_000
 
 
-def make(folder: Path) -> tuple[Path, Path]:
-    """The bundle, and the wheels that are in it; skips the test where there is no package index."""
+def make(folder: Path, debian: Userland) -> tuple[Path, Path]:
+    """The bundle for this Debian's Python, and the wheels that are in it; skips the test where they cannot be had."""
+    python = (debian.folder / "usr/bin/python3").readlink().name.removeprefix("python")
     os.environ.setdefault("SOURCE_DATE_EPOCH", str(EPOCH_S))
     try:
         ours = build.wheel(folder)
-        house = build.wheelhouse(folder / "house", f"{ours}[server]", PYTHON)
+        house = build.wheelhouse(folder / "house", f"{ours}[server]", python)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no package index here: {error}")
+        pytest.skip(f"no package index here, or it has not all for Python {python}: {error}")
     shutil.rmtree(folder / "source")
-    return build.bundle(folder, {PYTHON: house}, build.pages(EPOCH_S), EPOCH_S), house
+    return build.bundle(folder, {python: house}, build.pages(EPOCH_S), EPOCH_S), house

@@ -128,7 +128,7 @@ def debian(release: str) -> Path:
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle; and what starts the cluster, which is no part of what is tried."""
     folder = tmp_path_factory.mktemp("harness")
-    _, house = bundles.make(folder)
+    _, house = bundles.make(folder, DEBIAN)
     for name in ("tapfinger_hpc", "click", "msgspec", "rich", "markdown_it", "mdurl", "pygments"):
         with zipfile.ZipFile(next(house.glob(f"{name}*.whl"))) as wheel:
             wheel.extractall(folder / "lib")
