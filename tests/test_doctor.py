@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from slurm_plugin.doctor import judge
 from slurm_plugin.doctor.check import Check
-from slurm_plugin.doctor.facts import DryRun, Facts, Said, module_path
+from slurm_plugin.doctor.facts import DryRun, Facts, Said, controller, module_path
 from slurm_plugin.doctor.places import READ, WRITE, Entry, Place, User, look, slow_disk
 from slurm_plugin.hookfile import SignOfLife
 from tapfinger_hpc.config import Config, PartitionConfig
@@ -331,6 +331,24 @@ def test_without_a_configuration_file_the_defaults_are_named() -> None:
 def test_the_troubleshooting_page_has_every_check_with_its_fix() -> None:
     page = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     assert [check.name for check in judge(WELL).checks if f"| `{check.name}` |" not in page] == []
+
+
+def test_slurmctld_is_known_by_its_pid_file_or_by_how_systemd_starts_it(tmp_path: Path) -> None:
+    pid_file = tmp_path / "slurmctld.pid"
+    for pid, words in (
+        ("7", "slurmd --systemd"),
+        ("8", "/usr/sbin/slurmctld -D"),
+        ("9", "/usr/sbin/slurmctld --systemd"),
+    ):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "cmdline").write_text("\0".join([*words.split(), ""]))
+        (tmp_path / pid / "comm").write_text(Path(words.split()[0]).name + "\n")
+    assert controller(str(pid_file), tmp_path) == 9
+    pid_file.write_text("8\n")
+    assert controller(str(pid_file), tmp_path) == 8
+    pid_file.write_text("7\n")
+    assert controller(str(pid_file), tmp_path) == 9
+    assert controller("", tmp_path) is None
 
 
 def test_what_stands_in_an_included_file_is_to_be_changed_there() -> None:

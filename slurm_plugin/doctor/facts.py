@@ -165,7 +165,7 @@ def gather(config: Config, config_path: Path, *, named: bool) -> Facts:
     silent = Said(why="slurmctld does not answer") if asked.why else None
     settings = settings_of(asked.text)
     slurm_user = _slurm_user(settings)
-    pid = _process_of(settings.get("SlurmctldPidFile", ""), "slurmctld")
+    pid = controller(settings.get("SlurmctldPidFile", ""))
     agent, agent_from, agent_started_s = _agent_user(Path(config.agent.journal))
     lua_version, lua_from = _lua(pid, settings.get("PluginDir", ""))
     client = PolicyClient.from_config(config)
@@ -254,13 +254,23 @@ def _slurm_user(settings: dict[str, str]) -> User | None:
     return user(int(number[1])) if number else None
 
 
-def _process_of(pid_file: str, name: str) -> int | None:
-    """The process of this pid file where it runs on this machine under this name."""
+def controller(pid_file: str, processes: Path = Path("/proc")) -> int | None:
+    """The slurmctld that answers, where it runs on this machine; "" where none answers.
+
+    With --systemd, as the units of newer releases have it, it writes no pid file: then the only one that runs so.
+    """
+    if not pid_file:
+        return None
     with contextlib.suppress(OSError, ValueError):
         pid = pid_in(Path(pid_file))
-        if Path(f"/proc/{pid}/comm").read_text(encoding="ascii", errors="replace").startswith(name):
+        if (processes / f"{pid}/comm").read_text(encoding="ascii", errors="replace").startswith("slurmctld"):
             return pid
-    return None
+    found = [
+        pid
+        for pid, (program, *options) in _command_lines(processes)
+        if Path(program).name == "slurmctld" and "--systemd" in options
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _agent_user(journal: Path) -> tuple[User, str, float | None]:
@@ -354,13 +364,13 @@ def _server(client: PolicyClient) -> tuple[Health | None, PolicyDescription | No
 
 def _serves(config_path: Path) -> bool:
     """Whether a server runs on this machine with this configuration, as far as others' processes are shown."""
-    return any(_is_server(words, config_path) for words in _command_lines())
+    return any(_is_server(words, config_path) for _, words in _command_lines())
 
 
-def _command_lines() -> Iterator[list[str]]:
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
+def _command_lines(processes: Path = Path("/proc")) -> Iterator[tuple[int, list[str]]]:
+    for file in processes.glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            yield file.read_text(encoding="utf-8", errors="replace").split("\0")
+            yield int(file.parent.name), file.read_text(encoding="utf-8", errors="replace").split("\0")
 
 
 def _is_server(words: list[str], config_path: Path) -> bool:

@@ -37,6 +37,8 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 chroot "$root" apt-get --quiet -o Acquire::Check-Valid-Until=false update >&2
 chroot "$root" apt-get --quiet --yes --no-install-recommends install "$@" >&2
 chroot "$root" apt-get clean
+# Newer ones look for a controller for ever where there is no slurm.conf.
+chroot "$root" systemctl --quiet disable slurmd
 umount "$root/proc"
 rm -r "$root"/var/lib/apt/lists/*
 # There is no network any more.

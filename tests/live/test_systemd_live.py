@@ -83,7 +83,6 @@ Delegate=yes
 [Install]
 WantedBy=multi-user.target
 END
-systemctl --quiet disable slurmd
 systemctl --quiet enable slurmd@n1 slurmd@n2
 systemctl start slurmdbd
 timeout 60 sh -c 'until sacctmgr --noheader show cluster >/dev/null 2>&1; do sleep 0.2; done'
@@ -283,7 +282,7 @@ def test_a_job_goes_the_whole_way(enforcing: Controller) -> None:
     shown = enforcing.job(job)
     ticket = re.search(r"ticket=(\S+)", enforcing.sh(f"scontrol --oneliner show job {job}"))
     assert ticket, shown
-    enforcing.logs("slurmctld", f"event=leased ticket={ticket[1]}")
+    enforcing.until(f"grep 'event=leased ticket={ticket[1]}' /var/log/slurm/slurmctld.log")
     placed = enforcing.logs("tapfinger-agent", f"event=placed job={job} ticket={ticket[1]} ")
     decision = re.search(r"decision=\w+", placed)
     assert decision, placed
