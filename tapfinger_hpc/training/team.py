@@ -4,6 +4,7 @@ Started by ``torchrun`` or by ``srun``; a lone process is a team of one. Gloo, s
 """
 
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
@@ -79,10 +80,11 @@ def join(environment: Mapping[str, str] = os.environ) -> Team:
     if size == 1:
         return Team()
     host = environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR")
-    # Two steps of one job, or two jobs of one host, must not meet at the same port.
-    number = environment.get("SLURM_JOB_ID", "0") + environment.get("SLURM_STEP_ID", "0")
+    # Two steps of one job, two jobs of one host, or two throw-away clusters must not meet at the same port.
+    step = environment.get("SLURM_JOB_ID", "0") + environment.get("SLURM_STEP_ID", "0")
+    number = zlib.crc32(environment.get("SLURM_CLUSTER_NAME", "").encode()) + (int(step) if step.isdecimal() else 0)
     # Above the ports that Linux hands out by itself.
-    port = environment.get("MASTER_PORT") or str(61000 + (int(number) % 4000 if number.isdecimal() else 0))
+    port = environment.get("MASTER_PORT") or str(61000 + number % 4000)
     if not host:
         raise ConfigError(
             f"training as one of {size} processes: neither MASTER_ADDR nor SLURM_LAUNCH_NODE_IPADDR says where the "
