@@ -6,6 +6,7 @@ kills the machine's cgroup as a whole, and its mounts were never seen outside.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -197,6 +198,9 @@ class Machine:
 
 def why_not(debian: Userland) -> str:
     """Why there can be none here; "" where it can be tried."""
+    kernel = os.uname().release
+    if tuple(int(number) for number in re.findall(r"\d+", kernel)[:2]) < (5, 14):
+        return f"systemd as process 1 needs Linux 5.14 (cgroup.kill), here is {kernel}"
     for program in ("unshare", "nsenter", "ip"):
         if os.geteuid() != 0 or not shutil.which(program, path=SEARCH_PATH):
             return f"systemd as process 1 needs root and {program}"
