@@ -34,7 +34,8 @@ FORMS = {
     "--gpus-per-task, two tasks": (["--gpus-per-task=1", "-n2"], 2),
     "-c": (["--gpus=2", "-c4"], 1),
     "-n": (["--gres=gpu:1", "-n4"], 4),
-    "-n -c": (["--gpus=4", "-n2", "-c3"], 2),
+    # On one node: where others of these jobs hold GPUs, Slurm would spread four over two.
+    "-n -c": (["--gpus=4", "-N1", "-n2", "-c3"], 2),
     "--ntasks-per-node": (["--gpus-per-node=1", "--ntasks-per-node=2"], 2),
     "--mem": (["--gpus=1", "--mem=3G"], 1),
     "--mem-per-cpu": (["--gres=gpu:1", "-c4", "--mem-per-cpu=2G"], 1),
