@@ -62,13 +62,13 @@ def better(scenario: Scenario, first: Player, second: Player, key: str) -> Playe
     Args:
         key: what says which two they are; the choice is kept.
     """
-    chosen = _chosen.get((_fingerprint(scenario), key))
-    if chosen is None:
+    contest = _fingerprint(scenario), key
+    if contest not in _chosen:
         shorter = _short(scenario)
         workloads = [draw(shorter, _SEED + _FOR_PLAYERS + number) for number in range(CONTEST)]
         ours, theirs = (np.log([each.mean_jct for each in play(workloads, player)]) for player in (first, second))
-        chosen = _chosen[_fingerprint(scenario), key] = bool(ours.mean() < theirs.mean())
-    return first if chosen else second
+        _chosen[contest] = bool(ours.mean() < theirs.mean())
+    return first if _chosen[contest] else second
 
 
 def _short(scenario: Scenario) -> Scenario:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tapfinger_hpc import trace
 from tapfinger_hpc.policies.compiled import tune_price, tuned
 from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.sim import scenarios
@@ -88,7 +89,8 @@ def cover(gains: np.ndarray, sets: int) -> list[int]:
 
 def save(portfolio: list[Prices], path: Path) -> None:
     """As ``settling`` reads it."""
-    path.write_text(json.dumps([prices._asdict() for prices in portfolio], indent=1) + "\n", encoding="utf-8")
+    with trace.whole_or_not_at_all(path) as partial:
+        partial.write_text(json.dumps([prices._asdict() for prices in portfolio], indent=1) + "\n", encoding="utf-8")
 
 
 def _scenario(names: list[str], seed: int) -> Scenario:

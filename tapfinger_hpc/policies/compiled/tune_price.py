@@ -98,7 +98,7 @@ def tune(
         generation += 1
         progress(generation, time.monotonic() - began, search.spread)
     workloads = [made(_HELD_OUT_SEED + number) for number in range(held_out)]
-    last = [start, begin, _from_unit(begin, search.mean, space)]
+    last = list(dict.fromkeys((start, begin, _from_unit(begin, search.mean, space))))
     means = _summary(scenario, scores(workloads, last, workers))
     best = int(means.argmin())
     return Tuned(
