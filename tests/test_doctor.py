@@ -171,7 +171,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Change]] = {
         file("site", entry=replace(WELL.hook.site.entry, mode=0o600))),
     "a module of another release": ("hook", "fail", "is not the one of", "cp ", part("hook", module_text="old")),
     "a script with an error": ("hook", "fail", "unexpected symbol", "touch", logged(BROKEN, ago_s=-10)),
-    "a module not loaded yet": ("hook", "fail", "still has the old one", f"touch {ETC}/job_submit.lua",
+    "a module not loaded yet": ("hook", "fail", "still has the old one", f"sleep 1; touch {ETC}/job_submit.lua",
         file("module", entry=replace(WELL.hook.module.entry, changed_s=NOW_S))),
     "a sign of life elsewhere": ("hook's site file", "fail", "no job is ever leased", "agent.hook_file",
         configured("agent", hook_file="/run/elsewhere")),

@@ -84,7 +84,8 @@ def module(facts: Facts) -> Check:
     if hook is None:
         return skip(name, facts.asked_config.why)
     path = hook.module.path
-    renew = f"cp {hook_files.LUA / hook_files.MODULE} {path}; chmod 0644 {path}; touch {hook.script.path}"
+    read_again = hook_files.read_again(hook.script.path)
+    renew = f"cp {hook_files.LUA / hook_files.MODULE} {path}; chmod 0644 {path}; {read_again}"
     if hook.module.entry is None:
         return needed_to_enforce(facts.config, name, f"{path}: {hook.module.why}: all jobs pass untouched", renew)
     for place in (hook.module, hook.site):
@@ -95,12 +96,11 @@ def module(facts: Facts) -> Check:
         return needed_to_enforce(facts.config, name, said, INSTALL)
     if hook.module_text != hook.shipped_module:
         return needed_to_enforce(facts.config, name, f"{path} is not the one of tapfinger {facts.version}", renew)
-    touch = f"touch {hook.script.path}"
     if why := _complaint(facts, hook):
-        return needed_to_enforce(facts.config, name, f"slurmctld said: {why}", touch)
+        return needed_to_enforce(facts.config, name, f"slurmctld said: {why}", read_again)
     if _not_loaded(facts, hook):
         said = f"tapfinger.lua or its site file changed after {hook.script.path}: slurmctld still has the old one"
-        return needed_to_enforce(facts.config, name, said, touch)
+        return needed_to_enforce(facts.config, name, said, read_again)
     return ok(name, f"{path} is that of tapfinger {facts.version}")
 
 

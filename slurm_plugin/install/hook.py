@@ -25,9 +25,7 @@ def module_files(folder: str, site_text: str) -> tuple[File, ...]:
 
 
 def script(folder: str) -> File:
-    """The job_submit.lua of a site that has none. Slurm reads the scripts again when this one's time of change is
-    a later one, in whole seconds.
-    """
+    """The job_submit.lua of a site that has none; written anew with what it reads, so that Slurm reads that too."""
     return File(f"{folder}/{SCRIPT}", _lua(SCRIPT), follows=(f"{folder}/{SITE_FILE}", f"{folder}/{MODULE}"))
 
 
@@ -39,6 +37,15 @@ def modules_caller(folder: str) -> File:
 def line_for(folder: str) -> str:
     """The one line for the end of a site's own job_submit.lua; where the module is missing or broken, jobs pass."""
     return f'pcall(function() dofile("{folder}/{MODULE}").join() end)'
+
+
+def read_again(script_path: str) -> str:
+    """The command after which slurmctld reads this job_submit.lua again, and the module with it.
+
+    Slurm does at the next submission whose script has a later time of change than the one it has loaded, in whole
+    seconds (slurm_lua_loadscript): a plain touch in the second of the last loading would count for nothing, for ever.
+    """
+    return f"sleep 1; touch {script_path}"
 
 
 def _lua(name: str) -> str:

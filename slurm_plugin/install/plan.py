@@ -302,7 +302,7 @@ def _line_to_add(site: Site, plan: Plan, record: Record) -> Iterator[str]:
         return
     if _has_modules(site) or hook.MODULE in (site.job_submit or ""):
         if plan.writes(_paths(_hook_files(site))):
-            yield f"touch {script}\n  (Slurm reads the hook again only when that file's time changes)"
+            yield f"{hook.read_again(script)}\n  (Slurm reads the hook again only when that file's time is a later one)"
         return
     yield (
         f"add one line at the end of {script}, before its last return:\n"

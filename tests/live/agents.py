@@ -258,6 +258,13 @@ def from_now_on() -> int:
     return begun_s
 
 
+def touch_later(script: Path) -> None:
+    """slurmctld reads its script again when the script's time is a later one, in whole seconds."""
+    loaded_s = int(script.stat().st_mtime)
+    soon(lambda: int(time.time()) > loaded_s, "a later second than the script's")
+    script.touch()
+
+
 def soon(predicate: Callable[[], object], what: str, timeout_s: float = 20) -> None:
     """Waits for something that is no matter of Slurm."""
     until_s = time.monotonic() + timeout_s

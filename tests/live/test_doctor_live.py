@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agents import PRIMED, command, hook_mode, in_charge, process, soon, toml_for
+from agents import PRIMED, command, hook_mode, in_charge, process, soon, toml_for, touch_later
 
 from slurm_plugin.sandbox import Sandbox
 from slurm_plugin.sandbox.conf import SCHEDULER_PARAMETERS
@@ -123,7 +123,7 @@ def test_what_is_left_of_a_longer_number_in_slurmctlds_pid_file_is_no_fault(site
 def test_a_hook_that_is_gone_is_found(site: Site) -> None:
     etc = site.box.layout.etc
     (etc / "tapfinger.lua").unlink()
-    (etc / "job_submit.lua").touch()
+    touch_later(etc / "job_submit.lua")
     passed = site.box.submit("true", f"--comment={PRIMED}")
     assert "lease" not in site.box.job(passed).get("AdminComment", "")
     site.shell(site.finds("hook", "all jobs pass untouched"))

@@ -1,7 +1,6 @@
 """The submit hook in a real slurmctld. No agent runs: the tests write its sign of life and its updates themselves."""
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from agents import touch_later
 
 from slurm_plugin.sandbox import Sandbox, SandboxSpec
 
@@ -441,16 +441,15 @@ def test_a_user_cannot_write_the_hooks_mark(cluster):
 
 @contextlib.contextmanager
 def changed(cluster: Sandbox, name: str, text: str | None) -> Iterator[None]:
-    """slurmctld reads its script again when the script's time changes, in whole seconds."""
     path, script = cluster.layout.etc / name, cluster.layout.etc / "job_submit.lua"
-    kept, modified = path.read_text(), script.stat().st_mtime
+    kept = path.read_text()
     try:
         _put(path, text)
-        os.utime(script, (modified + 10, modified + 10))
+        touch_later(script)
         yield
     finally:
         _put(path, kept)
-        os.utime(script, (modified + 20, modified + 20))
+        touch_later(script)
 
 
 def _put(path: Path, text: str | None) -> None:
