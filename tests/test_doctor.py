@@ -217,6 +217,10 @@ FAULTS: dict[str, tuple[str, str, str, str, Change]] = {
     "an open server socket": ("server socket", "fail", "mode 0666", "chmod 0660", entry("server_socket", mode=0o666)),
     "a server socket closed to the agent": ("server socket", "fail", "tapfinger cannot write", "usermod -aG root",
         all_of(fact(agent_user=TAPFINGER), entry("server_socket", gid=0))),
+    "constants that cannot be used": ("constants", "fail", "does not start with them: torn", "server.constants",
+        fact(constants_why="torn")),
+    "constants that the server does not have yet": ("constants", "warn", "has those that ship, configured: /etc/c.json",
+        "restart tapfinger-serve", configured("server", constants="/etc/c.json")),
     "a torn checkpoint": ("checkpoint", "fail", "price stands in: torn", "mend /opt/w", all_of(
         part("policy", fallback="price", fallback_why="torn"), configured("server", checkpoint="/opt/w"))),
     "a journal that cannot be read": ("journal", "fail", "has schema 9", "mv ", part("journal", why="it has schema 9")),

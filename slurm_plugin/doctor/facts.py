@@ -32,7 +32,7 @@ from slurm_plugin.slurm_conf import settings_in
 from tapfinger_hpc import __version__
 from tapfinger_hpc.config import DEFAULT_PATH, Config
 from tapfinger_hpc.decision import guard_all
-from tapfinger_hpc.errors import ServerError, SlurmError
+from tapfinger_hpc.errors import ConfigError, ServerError, SlurmError
 from tapfinger_hpc.state import ClusterState, PendingJob, Resources
 from tapfinger_hpc.wire import Health, PolicyDescription
 
@@ -143,6 +143,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     server_starts: bool = False
     """It runs on this machine, and has not opened its sockets yet."""
     policy: PolicyDescription | None
+    constants_why: str = ""
+    """Why the file of ``server.constants`` cannot be used, as far as this machine can tell."""
     journal: JournalFacts
     mounts: tuple[tuple[str, str], ...]
     state: ClusterState | None
@@ -204,6 +206,7 @@ def gather(config: Config, config_path: Path, *, named: bool) -> Facts:
         server_why=server_why,
         server_starts=server is None and _serves(config_path),
         policy=policy,
+        constants_why=_constants(config.server.constants),
         journal=_journal(Path(config.agent.journal)),
         mounts=mounts(),
         state=state,
@@ -360,6 +363,20 @@ def _server(client: PolicyClient) -> tuple[Health | None, PolicyDescription | No
         return client.health(), client.policy(), ""
     except ServerError as error:
         return None, None, str(error)
+
+
+def _constants(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        from tapfinger_hpc.policies import constants
+    except ModuleNotFoundError:  # numba: the server is another machine's
+        return ""
+    try:
+        constants.read(Path(path))
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _serves(config_path: Path) -> bool:

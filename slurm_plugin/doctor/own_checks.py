@@ -10,6 +10,7 @@ LEAST_FREE_MB = 50.0
 LOW_FREE_MB = 500.0
 _OTHERS = 0o007
 _START_SERVER = "systemctl start tapfinger-serve (or: tapfinger serve)"
+_RESTART_SERVER = "systemctl restart tapfinger-serve (or: end and start tapfinger serve)"
 _WAIT = "wait: it compiles its policies at its first start, a minute of one core; journalctl -u tapfinger-serve"
 _START_AGENT = "systemctl start tapfinger-agent (or: tapfinger agent)"
 _RESTART_AGENT = "systemctl restart tapfinger-agent (or: end tapfinger agent with SIGTERM, and start it again)"
@@ -91,7 +92,7 @@ def server(facts: Facts) -> Check:
         return fail(name, facts.server_why, fix)
     if facts.server.version != facts.version:
         said = f"it is tapfinger {facts.server.version}, this is {facts.version}"
-        return warn(name, said, "systemctl restart tapfinger-serve (or: end and start tapfinger serve)")
+        return warn(name, said, _RESTART_SERVER)
     return ok(name, f"answers since {facts.server.uptime_s:.0f} s, {facts.server.decisions_served} decisions")
 
 
@@ -111,6 +112,19 @@ def checkpoint(facts: Facts) -> Check:
     if policy.schema_version is None:
         return ok(name, f"policy {policy.name} needs none")
     return ok(name, f"policy {policy.name}, weights {policy.checkpoint[:12]}, schema {policy.schema_version}")
+
+
+def constants(facts: Facts) -> Check:
+    """Whether the price heuristic's constants of this site can be used, and the server has them."""
+    name = "constants"
+    path = facts.config.server.constants
+    if facts.constants_why:
+        return fail(name, f"the server does not start with them: {facts.constants_why}", "mend server.constants")
+    if facts.policy is not None and facts.policy.constants_file != path:
+        has, wanted = (one or "those that ship" for one in (facts.policy.constants_file, path))
+        said = f"the server has {has}, configured: {wanted}"
+        return warn(name, said, _RESTART_SERVER)
+    return ok(name, path or "those that ship")
 
 
 def journal(facts: Facts) -> Check:
@@ -183,7 +197,7 @@ def decision(facts: Facts) -> Check:
 
 
 BEFORE = (configuration,)
-AFTER = (agent, server_socket, server, checkpoint, journal, disk, pinned, decision)
+AFTER = (agent, server_socket, server, checkpoint, constants, journal, disk, pinned, decision)
 
 
 def _others(facts: Facts) -> str:

@@ -12,6 +12,8 @@ from agents import PRIMED, command, hook_mode, in_charge, process, soon, toml_fo
 
 from slurm_plugin.sandbox import Sandbox
 from slurm_plugin.sandbox.conf import SCHEDULER_PARAMETERS
+from tapfinger_hpc.policies import constants
+from tapfinger_hpc.policies.compiled.price import Prices
 
 pytestmark = pytest.mark.slurm
 
@@ -171,6 +173,16 @@ def test_a_server_that_is_down_is_found_and_its_agent_said_to_be_degraded(cluste
         with site.serve(tmp_path / "serve.log") as serve:
             in_charge(cluster, serve, agent)
             site.is_well()
+
+
+def test_constants_that_cannot_be_used_or_that_the_server_does_not_have_are_found(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "constants.json"
+    path.write_text("{}")
+    site.toml.write_text(site.toml.read_text().replace("[server]", f'[server]\nconstants = "{path}"'))
+    site.finds("constants", "the server does not start with them")
+    constants.write(path, Prices(), {})
+    check = site.doctor()[1]["constants"]
+    assert (check["status"], check["said"]) == ("warn", f"the server has those that ship, configured: {path}")
 
 
 def test_an_agent_that_is_no_operator_is_found(cluster: Sandbox, tmp_path: Path) -> None:
