@@ -17,8 +17,8 @@ import click
 from slurm_plugin import versions
 from slurm_plugin.commands import CommandError, Runner, SlurmCommands
 from tapfinger_hpc import config as configuration
-from tapfinger_hpc.errors import SlurmError
-from tapfinger_hpc.trace import whole_or_not_at_all
+from tapfinger_hpc.errors import SlurmError, TraceError
+from tapfinger_hpc.files import whole_or_not_at_all
 from trace_tools import fields
 from trace_tools.since import moment_s
 
@@ -89,7 +89,7 @@ def save(
         f"--format={','.join(asked)}", f"--state={versions.ended_states(version)}", *options,
     ]  # fmt: skip
     rows = 0
-    with whole_or_not_at_all(output) as partial, _writable(partial, output) as file:
+    with whole_or_not_at_all(output, TraceError) as partial, _writable(partial, output) as file:
         file.write(fields.DELIMITER.join(asked).encode() + b"\n")
         for begin_s, end_s in _pieces(since_s, until_s):
             told(_spelled(begin_s))

@@ -6,8 +6,6 @@ Reading one needs no torch.
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +19,7 @@ from safetensors.numpy import save as save_arrays
 
 from tapfinger_hpc.errors import CheckpointError
 from tapfinger_hpc.features import graph, measures, options
+from tapfinger_hpc.files import whole_or_not_at_all
 from tapfinger_hpc.nets.compiled import CompiledNetwork
 from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.policies.compiled.price import Prices
@@ -98,8 +97,8 @@ def save(
     experience: Experience | None = None,
 ) -> CheckpointInfo:
     """Writes a checkpoint into the folder, in place of the one that may be there; whole or not at all."""
-    content = save_arrays({name: np.ascontiguousarray(values) for name, values in weights.items()})
-    digest = hashlib.sha256(content).hexdigest()
+    weights_file = save_arrays({name: np.ascontiguousarray(values) for name, values in weights.items()})
+    digest = hashlib.sha256(weights_file).hexdigest()
     info = CheckpointInfo(
         format="tapfinger-checkpoint",
         schema=SCHEMA,
@@ -112,8 +111,12 @@ def save(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / info.weights, content)
-        write_whole(folder / DESCRIPTION, msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n")
+        for name, content in (
+            (info.weights, weights_file),
+            (DESCRIPTION, msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n"),
+        ):
+            with whole_or_not_at_all(folder / name, CheckpointError) as partial:
+                partial.write_bytes(content)
         for old in folder.glob("weights-*.safetensors"):
             if old.name != info.weights:
                 old.unlink()
@@ -210,17 +213,3 @@ def _read(folder: Path, name: str) -> bytes:
             f"checkpoint {str(folder)!r}: {name} cannot be read: {error.strerror}; "
             "train one with `tapfinger train --scenario NAME`"
         ) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)

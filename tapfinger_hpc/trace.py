@@ -4,9 +4,7 @@ JSON lines, readable by anyone, or the same columns as Parquet: a header (source
 the jobs. Files are written whole or not at all.
 """
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -16,6 +14,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from tapfinger_hpc.errors import TraceError
+from tapfinger_hpc.files import whole_or_not_at_all
 from tapfinger_hpc.speed import JobClass, prior
 from tapfinger_hpc.state import Name, PendingJob, Resources
 
@@ -105,25 +104,6 @@ def _as_it_ran_s(job: PendingJob, ran: Ran, amounts: Resources) -> float:
     return ran.elapsed_s * shape.duration_s(amounts) / shape.duration_s(ran.amounts)
 
 
-@contextlib.contextmanager
-def whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """A place to write to that takes the name ``path`` only when all has gone well.
-
-    Raises:
-        TraceError: there is no such folder, no room, or no right to write.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise TraceError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write(trace: Trace, path: Path) -> None:
     """Writes the trace as JSON lines, whole or not at all."""
     lines = [msgspec.json.encode(item) + b"\n" for item in trace.jobs]
@@ -137,7 +117,7 @@ def write(trace: Trace, path: Path) -> None:
         jobs=len(lines),
         sha256=hashlib.sha256(b"".join(lines)).hexdigest(),
     )
-    with whole_or_not_at_all(path) as partial, partial.open("wb") as file:
+    with whole_or_not_at_all(path, TraceError) as partial, partial.open("wb") as file:
         file.write(msgspec.json.encode(header) + b"\n")
         file.writelines(lines)
 

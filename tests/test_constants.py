@@ -11,7 +11,7 @@ from cluster_states import job, speed, state
 from policy_server.loading import load_placer
 from tapfinger_hpc import checkpoint
 from tapfinger_hpc.config import ServerConfig
-from tapfinger_hpc.errors import ConfigError, TraceError
+from tapfinger_hpc.errors import ConfigError
 from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.nets.policy_network import PolicyNetwork
 from tapfinger_hpc.policies import constants, registry
@@ -50,7 +50,7 @@ def test_constants_that_were_written_are_read_again(tmp_path):
 
 
 def test_where_they_cannot_be_written_is_said(tmp_path):
-    with pytest.raises(TraceError, match="nowhere"):
+    with pytest.raises(ConfigError, match="nowhere"):
         constants.write(tmp_path / "nowhere" / "constants.json", DEAR, {})
 
 

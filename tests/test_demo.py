@@ -113,7 +113,7 @@ def test_tapfinger_is_told_curves_that_are_off_but_not_by_much():
 def test_the_report_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "missing" / "demo.json"
     made = msgspec.convert(_small_report(), report.DemoReport)
-    with pytest.raises(OSError):
+    with pytest.raises(SandboxError):
         report.write_json(made, file)
     assert not file.parent.exists()
 

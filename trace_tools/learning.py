@@ -16,6 +16,7 @@ import msgspec
 
 from tapfinger_hpc import trace as traces
 from tapfinger_hpc.errors import TraceError
+from tapfinger_hpc.files import whole_or_not_at_all
 from tapfinger_hpc.speed import JobClass
 from tapfinger_hpc.state import JobKey
 from tapfinger_hpc.trace import Trace, TraceJob
@@ -158,7 +159,7 @@ def write(learner: Learner, output: Path) -> tuple[JobClass, ...]:
     classes = learner.classes()
     learner.kept.classes = learner.all_seen()
     for path, content in ((kept_path(output), learner.kept), (output, classes)):
-        with traces.whole_or_not_at_all(path) as partial:
+        with whole_or_not_at_all(path, TraceError) as partial:
             partial.write_bytes(msgspec.json.encode(content))
     return classes
 

@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tapfinger_hpc.errors import TraceError
+from tapfinger_hpc.files import whole_or_not_at_all
 from tapfinger_hpc.state import Resources
-from tapfinger_hpc.trace import PARQUET_HEADER, TraceHeader, whole_or_not_at_all
+from tapfinger_hpc.trace import PARQUET_HEADER, TraceHeader
 from tapfinger_hpc.units import Mark
 from trace_tools.assemble import NONE, Jobs
 from trace_tools.coded import Coded
@@ -80,14 +82,14 @@ class Nowhere:
 def opened(path: Path) -> Iterator[Sink]:
     """A sink for this file: Parquet where its name says so, else JSON lines. Nothing is left of a file unfinished."""
     if path.suffix.lower() in (".parquet", ".pq"):
-        with whole_or_not_at_all(path) as partial:
+        with whole_or_not_at_all(path, TraceError) as partial:
             sink = _Parquet(partial)
             try:
                 yield sink
             finally:
                 sink.close()
         return
-    with whole_or_not_at_all(path) as partial:
+    with whole_or_not_at_all(path, TraceError) as partial:
         body = partial.with_suffix(".body")
         try:
             with body.open("w+b") as lines:

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapfinger_hpc.trace import whole_or_not_at_all
+from tapfinger_hpc.errors import TraceError
+from tapfinger_hpc.files import whole_or_not_at_all
 from trace_tools.fields import DELIMITER, FIELDS
 
 FIRST_SUBMIT_S = 1_735_689_600
@@ -34,7 +35,7 @@ _BATCH = 100_000
 
 def write_sacct(path: Path, jobs: int, seed: int, *, delimiter: str = DELIMITER) -> None:
     """Writes so many jobs of three rows each; the same seed gives the same bytes. Whole or not at all."""
-    with whole_or_not_at_all(path) as partial, partial.open("wb") as file:
+    with whole_or_not_at_all(path, TraceError) as partial, partial.open("wb") as file:
         _write(file, jobs, seed, delimiter)
 
 

@@ -8,6 +8,8 @@ import msgspec
 from rich.table import Table
 
 from tapfinger_hpc import stats
+from tapfinger_hpc.errors import SandboxError
+from tapfinger_hpc.files import whole_or_not_at_all
 from tapfinger_hpc.state import PendingJob, Resources
 from tapfinger_hpc.stats import JobRecord
 from tapfinger_hpc.trace import Trace
@@ -105,9 +107,8 @@ def foreign_waits(stock: Sequence[JobRecord], tapfinger: Sequence[JobRecord]) ->
 
 def write_json(report: DemoReport, path: Path) -> None:
     """Writes the report, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-    partial.replace(path)
+    with whole_or_not_at_all(path, SandboxError) as partial:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
 
 
 def table(report: DemoReport) -> Table:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tapfinger_hpc import trace
 from tapfinger_hpc.errors import ConfigError
+from tapfinger_hpc.files import whole_or_not_at_all
 from tapfinger_hpc.policies.compiled.price import Prices
 
 Space = dict[str, tuple[float, float, bool]]
@@ -39,6 +39,7 @@ SPACE: Space = {
     "retries": (0.0, 3.99, False),
     "ease": (0.0, 0.5, False),
     "crowd": (0.0, 0.5, False),
+    "reveal": (0.0, 5.0, False),
 }
 """Where each constant is looked for: from, to, and whether steps are factors."""
 WITH_MEMORY: Space = {**SPACE, "mem": (0.02, 3.0, True)}
@@ -49,10 +50,10 @@ def write(path: Path, prices: Prices, found: Mapping[str, Any]) -> None:
     """Writes them, whole or not at all; ``found`` says how they were found.
 
     Raises:
-        TraceError: it cannot be written.
+        ConfigError: it cannot be written.
     """
     text = json.dumps({**found, "prices": prices._asdict()}, indent=2) + "\n"
-    with trace.whole_or_not_at_all(path) as partial:
+    with whole_or_not_at_all(path, ConfigError) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -24,8 +24,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from tapfinger_hpc import checkpoint
-from tapfinger_hpc.checkpoint import CheckpointInfo, Training, write_whole
+from tapfinger_hpc.checkpoint import CheckpointInfo, Training
 from tapfinger_hpc.errors import CheckpointError, ConfigError, TapfingerError
+from tapfinger_hpc.files import whole_or_not_at_all
 from tapfinger_hpc.nets.config import NetworkConfig
 from tapfinger_hpc.nets.policy_network import Critic, PolicyNetwork
 from tapfinger_hpc.policies import settling
@@ -375,7 +376,8 @@ class _Course:
         content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_whole(self._state_file(), hashlib.sha256(content).digest() + content)
+            with whole_or_not_at_all(self._state_file(), CheckpointError) as partial:
+                partial.write_bytes(hashlib.sha256(content).digest() + content)
         except OSError as error:
             raise CheckpointError(f"{str(self._state_file())!r} cannot be written: {error.strerror}") from error
         training = Training(
@@ -465,7 +467,8 @@ class _Course:
         if self.team.leads and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= self.counters.iteration]
-            write_whole(path, "".join(kept).encode())
+            with whole_or_not_at_all(path, CheckpointError) as partial:
+                partial.write_text("".join(kept), encoding="utf-8")
 
     def _state_file(self) -> Path:
         return self.out / (STATE if self.team.leads else f"resume-{self.team.rank}.bin")

@@ -65,6 +65,9 @@ class Prices(NamedTuple):
     """How fast ``reach`` and ``reserve`` lose weight where many wait: each is divided by 1 + ease x (jobs per node)."""
     crowd: float = 0.33
     """How fast ``room`` gains weight there: it is multiplied by 1 + crowd x (jobs per node)."""
+    reveal: float = 0.0
+    """How far a job moves ahead for each agent that sees it and has others behind its window: starting it shows the
+    agent the first of these."""
 
     def array(self) -> np.ndarray:
         """As ``decide`` reads them."""
@@ -80,7 +83,7 @@ CPU, MEM, ADAPT, SCARCEST, SIZE = _at("cpu"), _at("mem"), _at("adapt"), _at("sca
 AGE, REACH, LENGTH = _at("age"), _at("reach"), _at("length")
 PATIENCE, MARGIN, PACKING, RESERVE, ROOM = (_at(n) for n in ("patience", "margin", "packing", "reserve", "room"))
 KEEPERS = _at("keepers")
-EASE, CROWD = _at("ease"), _at("crowd")
+EASE, CROWD, REVEAL = _at("ease"), _at("crowd"), _at("reveal")
 LATER, SOON, IDLE, RETRIES = _at("later"), _at("soon"), _at("idle"), _at("retries")
 
 DEFAULT = Prices().array()
@@ -548,6 +551,7 @@ def _order(
         for at in range(found):
             market.queue[nodes[at]] += 1.0 / found
     _count_running(frame, env, market)
+    hiding = _hiding(frame, env, parameters)
     keys = np.full(count, np.inf)
     ideal = np.zeros(count)
     for position in range(count):
@@ -559,12 +563,27 @@ def _order(
         ideal[position] = cost
         age = frame.now[env] - frame.arrival[env, job]
         ahead = (1.0 + parameters[AGE] * age / cost) * (1.0 + parameters[REACH] / found)
+        ahead *= 1.0 + parameters[REVEAL] * (frame.seen[env, job] & hiding).sum()
         keys[position] = cost ** parameters[LENGTH] / ahead
     order = np.argsort(keys, kind="mergesort")
     last = count
     while last > 0 and keys[order[last - 1]] == np.inf:
         last -= 1
     return order[:last], ideal
+
+
+@lean
+def _hiding(frame: Frame, env: int, parameters: np.ndarray) -> np.ndarray:
+    """bool [partition] its agent does not see all jobs that it may take; not looked for where it does not count."""
+    hiding = np.zeros(frame.seen.shape[2], np.bool_)
+    if parameters[REVEAL] == 0.0:
+        return hiding
+    for position in range(frame.waiting_count[env]):
+        job = frame.waiting[env, position]
+        for partition in range(frame.partitions[env]):
+            if frame.reach[env, job, partition] and not frame.seen[env, job, partition]:
+                hiding[partition] = True
+    return hiding
 
 
 @lean

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tapfinger_hpc import trace
+from tapfinger_hpc.errors import ConfigError
+from tapfinger_hpc.files import whole_or_not_at_all
 from tapfinger_hpc.policies.compiled import tune_price, tuned
 from tapfinger_hpc.policies.compiled.price import Prices
 from tapfinger_hpc.sim import scenarios
@@ -89,7 +90,7 @@ def cover(gains: np.ndarray, sets: int) -> list[int]:
 
 def save(portfolio: list[Prices], path: Path) -> None:
     """As ``settling`` reads it."""
-    with trace.whole_or_not_at_all(path) as partial:
+    with whole_or_not_at_all(path, ConfigError) as partial:
         partial.write_text(json.dumps([prices._asdict() for prices in portfolio], indent=1) + "\n", encoding="utf-8")
 
 

@@ -32,6 +32,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=2.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
     "uniform-3": Prices(
         base=0.413,
@@ -58,6 +59,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=3.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
     "order-3": Prices(
         base=0.081,
@@ -84,6 +86,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=0.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
     "testbed-3": Prices(
         base=20.0,
@@ -110,6 +113,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=0.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
     "synthetic-3": Prices(
         base=0.398,
@@ -136,6 +140,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=3.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
     "synthetic-6-l4": Prices(
         base=0.021,
@@ -162,6 +167,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=2.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
     "synthetic-6-l3": Prices(
         base=0.021,
@@ -188,6 +194,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=1.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
     "synthetic-6-l2": Prices(
         base=0.021,
@@ -214,6 +221,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=2.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
     "cluster": Prices(
         base=0.051,
@@ -240,6 +248,7 @@ SCENARIOS: dict[str, Prices] = {
         retries=1.0,
         ease=0.0,
         crowd=0.0,
+        reveal=0.0,
     ),
 }
 
