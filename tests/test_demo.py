@@ -11,6 +11,7 @@ import pytest
 from slurm_plugin.demo import cli, job, report, side
 from slurm_plugin.sandbox.userland import MACHINE
 from tapfinger_hpc import workload
+from tapfinger_hpc.errors import SandboxError
 from tapfinger_hpc.sim.cluster_spec import ClusterSpec
 from tapfinger_hpc.state import Resources
 from tapfinger_hpc.units import Range, parse_mark
