@@ -572,7 +572,7 @@ def _order(
     return order[:last], ideal
 
 
-@lean
+@compiled
 def _hiding(frame: Frame, env: int, parameters: np.ndarray) -> np.ndarray:
     """bool [partition] its agent does not see all jobs that it may take; not looked for where it does not count."""
     hiding = np.zeros(frame.seen.shape[2], np.bool_)
