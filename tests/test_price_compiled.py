@@ -196,6 +196,14 @@ def test_a_job_that_stands_behind_a_window_is_not_placed_through_it():
     assert decided(frame) == {0: (1, (1, 8, 0))}
 
 
+@pytest.mark.parametrize(("reveal", "starts"), [(0.0, 0), (1.0, 1)])
+def test_of_two_equal_jobs_the_one_that_keeps_more_agents_from_seeing_others_is_served_first(reveal, starts):
+    waiting, busy = [(0, [0], 0), (0, [0, 1], 0), (0, [0, 1], 0)], [(1, (1, 8, 0), 1000.0)]
+    frame = cluster([NODE, NODE], [on_gpus(g8=10.0)], waiting, busy)
+    frame.seen[0, 2] = False
+    assert list(decided(frame, PLAIN._replace(backlog=0.0, reveal=reveal))) == [starts]
+
+
 def test_a_node_that_is_down_takes_nothing():
     frame = cluster([NODE, NODE], [on_gpus(g8=9.0)], [(0, [0, 1], 0)])
     frame.available[0, 0] = False
