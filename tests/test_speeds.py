@@ -222,6 +222,11 @@ def test_how_far_jobs_of_a_site_differ_is_believed_of_its_further_classes():
     assert prior.noises_of([], before) == pytest.approx(before)
 
 
+def test_a_slope_of_contradicting_jobs_does_not_lead_anywhere():
+    jobs = [ended(1.0, 1, 0, state="TIMEOUT")] * 4 + [ended(1.0, 1, 0)] * 5 + [ended(15035.0, 3, 8)]
+    assert max(one for one in model_of(*jobs).speed.seconds if one is not None) < 15035 * 1000
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(

@@ -4,6 +4,7 @@ The mixture of ``prior`` conditioned on the jobs of the class. Jobs that did not
 that policies read more CPUs, and more memory, never make a job slower; GPUs may.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,9 @@ _WILD = 1.0
 _FIRMEST = 1e-3
 _TRIED_COUNT = 4.0
 """Jobs on the same amounts for which a tried noise counts."""
+_STRAY = math.log(500)
+"""How far log seconds may lie from all that were seen. One job of seconds among others of hours makes a slope that
+would lead anywhere on amounts that nobody had."""
 _MOST_ALIKE = 10
 """Jobs with the same lower bound that count; more are a habit of the user, not news of the class."""
 
@@ -165,6 +169,8 @@ def fit(seen: Seen, believed: Prior | None = None) -> JobClass | None:
     firmness = 1 / np.maximum(doubts, _FIRMEST) ** 2
     falling = _falling(_falling(means, firmness, axis=2), firmness, axis=0)
     falling = np.minimum.accumulate(falling, axis=2)  # the second pass may undo a little of the first
+    seen_log_s = [cell.log_s.mean for cell in seen.cells] + [bound.log_s for bound in seen.bounds]
+    falling = np.clip(falling, min(seen_log_s) - _STRAY, max(seen_log_s) + _STRAY)
     # The mean of a log-normal time; beyond _WILD a tail that time limits cut off would be all of it.
     seconds = np.exp(falling + min(belief.noise, _WILD) ** 2 / 2).ravel()
     able = [mem >= floors_mb[gpu] for _ in cpus for gpu in gpus for mem in mem_mb]
